@@ -1,0 +1,65 @@
+"""The audio encoder: strided convolutions over the mel, then a bidirectional transformer; CTC with several slots a frame.
+
+A frame of 80 ms may hold several characters, so the CTC head emits `ctc_slots` of them per frame: 4 slots at 12.5 Hz are 50 Hz, enough
+for English at about 15 characters a second (one slot would make most clips infeasible; Graves et al. 2006 for CTC itself).
+
+B batch  T mel frames  F encoder frames  S slots  d model width"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omni.characters import N_CHARACTERS
+from omni.config import AudioEncoderConfig
+from omni.nn.transformer import Transformer, TransformerShape
+
+
+class AudioEncoderTiny(nn.Module):
+    """Scaled log-mel (B,T,mels) → states (B, ceil(T/downsample), d)."""
+
+    def __init__(self, config: AudioEncoderConfig, n_mels: int = 128) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.conv_channels
+        n_convolutions = config.downsample.bit_length() - 1
+        self.down = nn.ModuleList(nn.Conv2d(channels if i else 1, channels, 3, stride=2, padding=1) for i in range(n_convolutions))
+        self.proj = nn.Linear(channels * -(-n_mels // config.downsample), config.d_model)
+        self.transformer = Transformer(
+            TransformerShape(
+                d_model=config.d_model,
+                n_layers=config.n_layers,
+                n_heads=config.n_heads,
+                n_kv_heads=config.n_heads,
+                d_ff=config.d_ff,
+                causal=False,
+                feed_forward="gelu",
+                dropout=config.dropout,
+            )
+        )
+        self.ctc_head = nn.Linear(config.d_model, config.ctc_slots * N_CHARACTERS)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks."""
+        return self.transformer.blocks
+
+    def forward(self, mel: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """mel (B,T,mels), right-padded, with `lengths` (B,) in frames → states (B,F,d) and their lengths (B,).
+
+        Padding is zeroed before every convolution, so that a clip gives the same states alone and in a batch.
+        """
+        if lengths is None:
+            lengths = torch.full((len(mel),), mel.shape[1], device=mel.device)
+        x = mel[:, None]  # (B, 1, T, mels)
+        for convolution in self.down:
+            keep = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+            x = F.gelu(convolution(x * keep[:, None, :, None].to(x.dtype)))
+            lengths = (lengths + 1) // 2
+        x = self.proj(x.transpose(1, 2).flatten(2))  # (B, F, channels · mels/downsample) → (B, F, d)
+        return self.transformer(x, lengths=lengths), lengths
+
+    def ctc_logits(self, states: Tensor) -> Tensor:
+        """(B,F,d) → (B, F·S, characters)."""
+        return self.ctc_head(states).unflatten(2, (self.config.ctc_slots, N_CHARACTERS)).flatten(1, 2)

@@ -1,0 +1,402 @@
+"""Every setting of the system: frozen, validated, and with its one default here.
+
+A model is described by `ModelConfig` (one section a component), a training run by `RunConfig` (stage, model, data, optimisation).
+`preset("tiny")` returns a `ModelConfig`; `load_run("configs/x.json", ["train.steps=100"])` reads a file and applies dotted
+overrides. Imports no torch, so that `muomni --help` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from omni.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Frozen; unknown keys are refused with the nearest known name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _check_heads(d_model: int, n_heads: int, n_kv_heads: int) -> None:
+    if d_model % n_heads or (d_model // n_heads) % 2:
+        raise ValueError(f"d_model {d_model} must be an even multiple of n_heads {n_heads}")
+    if n_heads % n_kv_heads:
+        raise ValueError(f"n_heads {n_heads} must be a multiple of n_kv_heads {n_kv_heads}")
+
+
+class AudioConfig(Config):
+    """The one mel front end, shared by audio encoder, codec and vocoder. Every rate in the system derives from it.
+
+    With a window of 40 ms and an FFT of 64 ms none of the 128 filters is empty, and Griffin-Lim inverts the mel far better than
+    with 25 ms (docs/decisions/0002).
+    """
+
+    sample_rate_hz: PositiveInt = 16_000
+    hop_samples: PositiveInt = 160
+    window_samples: PositiveInt = 640
+    n_fft: PositiveInt = 1024
+    n_mels: PositiveInt = 128
+    f_min_hz: float = Field(0.0, ge=0.0)
+    f_max_hz: PositiveFloat = 8_000.0
+    filter_bank: Literal["slaney", "htk"] = "slaney"
+
+    @property
+    def mel_rate_hz(self) -> float:
+        """Mel frames per second."""
+        return self.sample_rate_hz / self.hop_samples
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AudioConfig:
+        if self.window_samples > self.n_fft:
+            raise ValueError(f"window_samples {self.window_samples} exceeds n_fft {self.n_fft}")
+        if self.hop_samples > self.window_samples:
+            raise ValueError(f"hop_samples {self.hop_samples} exceeds window_samples {self.window_samples}")
+        if not self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2:
+            raise ValueError(f"need f_min_hz < f_max_hz <= {self.sample_rate_hz / 2:g} (half the sample rate)")
+        return self
+
+
+class ThinkerConfig(Config):
+    """The decoder-only language model; `n_experts` above 0 makes its feed-forward layers a mixture of experts."""
+
+    vocab_size: PositiveInt = 5_000
+    d_model: PositiveInt = 256
+    n_layers: PositiveInt = 4
+    n_heads: PositiveInt = 4
+    n_kv_heads: PositiveInt = 2
+    d_ff: PositiveInt = 1024
+    context_length: PositiveInt = 512
+    rope_theta: PositiveFloat = 10_000.0
+    tie_embeddings: bool = False
+    qk_norm: bool = False
+    n_experts: int = Field(0, ge=0)
+    experts_per_token: PositiveInt = 2
+    load_balance_weight: float = Field(0.01, ge=0.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ThinkerConfig:
+        _check_heads(self.d_model, self.n_heads, self.n_kv_heads)
+        if self.n_experts and self.experts_per_token > self.n_experts:
+            raise ValueError(f"experts_per_token {self.experts_per_token} exceeds n_experts {self.n_experts}")
+        return self
+
+
+class VisionEncoderConfig(Config):
+    """ViT over square patches. `image_tokens`: what the Thinker sees (the CLS vector, every patch, or `pooled_size`² means)."""
+
+    image_size: PositiveInt = 224
+    patch_size: PositiveInt = 16
+    d_model: PositiveInt = 128
+    n_layers: PositiveInt = 4
+    n_heads: PositiveInt = 2
+    d_ff: PositiveInt = 512
+    image_tokens: Literal["cls", "grid", "pooled"] = "cls"
+    pooled_size: PositiveInt = 7
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def n_image_tokens(self) -> int:
+        """Positions that one picture takes in the Thinker's context, without its two markers."""
+        return {"cls": 1, "grid": self.grid_size**2, "pooled": self.pooled_size**2}[self.image_tokens]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VisionEncoderConfig:
+        _check_heads(self.d_model, self.n_heads, self.n_heads)
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+        if self.image_tokens == "pooled" and self.grid_size % self.pooled_size:
+            raise ValueError(f"a grid of {self.grid_size} cannot be pooled to {self.pooled_size} evenly")
+        return self
+
+
+class AudioEncoderConfig(Config):
+    """Strided 2-D convolutions over the mel, then a bidirectional transformer; a CTC head of several character slots a frame."""
+
+    conv_channels: PositiveInt = 64
+    downsample: Literal[4, 8] = 8
+    d_model: PositiveInt = 192
+    n_layers: PositiveInt = 4
+    n_heads: PositiveInt = 3
+    d_ff: PositiveInt = 768
+    ctc_slots: PositiveInt = 4
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AudioEncoderConfig:
+        _check_heads(self.d_model, self.n_heads, self.n_heads)
+        return self
+
+
+class ProjectorConfig(Config):
+    """Encoder width to Thinker width: one linear map, or two with a GELU between."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+
+
+class CodecConfig(Config):
+    """Log-mel to `n_codebooks` codes per frame of `stride` mel frames, and back (residual VQ over a strided convolutional pair)."""
+
+    n_codebooks: PositiveInt = 2
+    codebook_size: PositiveInt = 128
+    latent_size: PositiveInt = 64
+    stride: PositiveInt = 8
+    hidden_size: PositiveInt = 256
+    n_blocks: PositiveInt = 2
+    ema_decay: float = Field(0.99, gt=0.0, lt=1.0)
+    commitment_weight: float = Field(0.25, ge=0.0)
+    dead_code_threshold: float = Field(0.5, ge=0.0)
+
+
+class TalkerConfig(Config):
+    """Causal transformer from the reply's characters (each with its token's Thinker state) to codec codes, in a named voice."""
+
+    d_model: PositiveInt = 192
+    n_layers: PositiveInt = 4
+    n_heads: PositiveInt = 3
+    n_kv_heads: PositiveInt = 1
+    d_ff: PositiveInt = 768
+    context_length: PositiveInt = 1024
+    voices: tuple[str, ...] = ("default",)
+    conditioning_dropout: float = Field(0.1, ge=0.0, le=1.0)
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TalkerConfig:
+        _check_heads(self.d_model, self.n_heads, self.n_kv_heads)
+        if not self.voices or len(set(self.voices)) != len(self.voices):
+            raise ValueError("voices must be one or more distinct names")
+        return self
+
+
+class VocoderConfig(Config):
+    """Griffin-Lim: rounds and momentum (Perraudin et al. 2013)."""
+
+    griffin_lim_rounds: PositiveInt = 32
+    momentum: float = Field(0.99, ge=0.0, lt=1.0)
+
+
+class ModelConfig(Config):
+    """One section a component."""
+
+    audio: AudioConfig = AudioConfig()
+    thinker: ThinkerConfig = ThinkerConfig()
+    vision_encoder: VisionEncoderConfig = VisionEncoderConfig()
+    audio_encoder: AudioEncoderConfig = AudioEncoderConfig()
+    projectors: ProjectorConfig = ProjectorConfig()
+    talker: TalkerConfig = TalkerConfig()
+    codec: CodecConfig = CodecConfig()
+    vocoder: VocoderConfig = VocoderConfig()
+
+    @property
+    def encoder_rate_hz(self) -> float:
+        """Audio encoder frames (Thinker audio tokens) per second."""
+        return self.audio.mel_rate_hz / self.audio_encoder.downsample
+
+    @property
+    def code_rate_hz(self) -> float:
+        """Codec frames per second."""
+        return self.audio.mel_rate_hz / self.codec.stride
+
+    @property
+    def max_audio_tokens(self) -> int:
+        """The audio budget of one turn: a quarter of the context."""
+        return self.thinker.context_length // 4
+
+
+_TINY = ModelConfig()
+PRESETS: dict[str, ModelConfig] = {
+    "nano": ModelConfig(
+        thinker=ThinkerConfig(
+            vocab_size=640, d_model=96, n_layers=3, n_heads=3, n_kv_heads=1, d_ff=192, context_length=256, tie_embeddings=True
+        ),
+        vision_encoder=VisionEncoderConfig(image_size=112, d_model=64, n_layers=2, n_heads=2, d_ff=128, image_tokens="grid"),
+        audio_encoder=AudioEncoderConfig(conv_channels=16, d_model=64, n_layers=2, n_heads=2, d_ff=128),
+        codec=CodecConfig(n_codebooks=3, codebook_size=64, latent_size=16, hidden_size=48, n_blocks=1),
+        talker=TalkerConfig(d_model=64, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=128, context_length=512),
+    ),
+    "tiny": _TINY,
+    "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),
+    "small": ModelConfig(
+        thinker=ThinkerConfig(vocab_size=32_000, d_model=640, n_layers=12, n_heads=10, n_kv_heads=5, d_ff=1728, context_length=2048, tie_embeddings=True),
+        vision_encoder=VisionEncoderConfig(d_model=320, n_layers=6, n_heads=5, d_ff=1280, image_tokens="pooled"),
+        audio_encoder=AudioEncoderConfig(d_model=448, n_layers=7, n_heads=7, d_ff=1792),
+        codec=CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=128, hidden_size=448, n_blocks=4),
+        talker=TalkerConfig(d_model=512, n_layers=6, n_heads=8, n_kv_heads=2, d_ff=1536),
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The model configuration called `name`. Raises ConfigError with the known names."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+class DataConfig(Config):
+    """Manifests (paths or Hugging Face data set names) of one stage. `validation` empty: `validation_fraction` of `train` by text."""
+
+    train: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
+    validation_fraction: float = Field(0.02, ge=0.0, lt=1.0)
+    max_audio_s: PositiveFloat = 15.0
+
+
+class TrainConfig(Config):
+    """One optimisation run. Batch sizes count sequences over all ranks; `micro_batch_size` is what one forward pass holds on one rank."""
+
+    steps: PositiveInt = 1_000
+    freeze: tuple[str, ...] = ()  # components that this run does not change
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt = 32
+    learning_rate: PositiveFloat = 1e-3
+    final_learning_rate_fraction: float = Field(0.1, ge=0.0, le=1.0)
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.1, ge=0.0)
+    beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(0.95, ge=0.0, lt=1.0)
+    max_grad_norm: PositiveFloat = 1.0
+    exploding_grad_norm: PositiveFloat = 100.0
+    max_loss: PositiveFloat = 1e6
+    max_bad_updates: PositiveInt = 10
+    checkpoint_every: PositiveInt = 500
+    evaluate_every: PositiveInt = 500
+    keep_checkpoints: PositiveInt = 2
+    log_every: PositiveInt = 10
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    gradient_checkpointing: bool = False
+    debug_nan: bool = False
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.batch_size % self.micro_batch_size and self.micro_batch_size < self.batch_size:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
+        return self
+
+
+STAGES = ("text", "audio", "vision", "codec", "talker", "sft")
+StageName = Literal["text", "audio", "vision", "codec", "talker", "sft"]
+
+
+class RunConfig(Config):
+    """A training run: which stage, on which model, from which checkpoints, with which data, into which folder.
+
+    `init_from` names checkpoint folders whose components this stage starts from or depends on (later ones win).
+    """
+
+    stage: StageName
+    preset: str = "tiny"
+    model: ModelConfig = _TINY
+    init_from: tuple[str, ...] = ()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    out_dir: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_on_preset(cls, raw: Any) -> Any:
+        """The `model` section is written as changes to the preset."""
+        if not isinstance(raw, dict):
+            return raw
+        base = preset(raw.get("preset", "tiny")).model_dump()
+        changes = raw.get("model", {})
+        changes = changes.model_dump() if isinstance(changes, ModelConfig) else changes
+        return raw | {"model": _merged(base, changes)}
+
+
+C = TypeVar("C", bound=Config)
+
+
+def _merged(base: dict[str, Any], changes: Any) -> Any:
+    """`changes` laid over `base`, section by section."""
+    if not isinstance(changes, dict):
+        return changes
+    out = dict(base)
+    for key, value in changes.items():
+        out[key] = _merged(base[key], value) if isinstance(base.get(key), dict) else value
+    return out
+
+
+def parse(cls: type[C], raw: Any, source: str) -> C:
+    """`raw` checked as `cls`. Raises ConfigError that lists every problem at once, each with `source`, the place and what to do."""
+    try:
+        return cls.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(cls, e) for e in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def _explain(cls: type[Config], error: Any) -> str:
+    path = [str(part) for part in error["loc"]]
+    owner: Any = cls
+    for part in path[:-1]:
+        field = getattr(owner, "model_fields", {}).get(part)
+        owner = field.annotation if field is not None else None
+    where = ".".join(path)
+    if error["type"] == "extra_forbidden" and owner is not None:
+        near = difflib.get_close_matches(path[-1], owner.model_fields, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(owner.model_fields)}"
+        return f"{owner.__name__} has no field {path[-1]!r}{f' (at {where})' if len(path) > 1 else ''}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    found = "" if error["type"] in ("missing", "value_error") else f", found {error['input']!r}"
+    return f"{where}: {message}{found}" if where else f"{message}{found}"
+
+
+def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`raw` with dotted settings such as `train.steps=100` laid over it; values are JSON, or text where that fails."""
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {item!r}: write it as section.name=value")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        change: Any = value
+        for part in reversed(key.split(".")):
+            change = {part: change}
+        raw = _merged(raw, change)
+    return raw
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON in `path`. Raises ConfigError naming the file, and the line where it stops being JSON."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+
+
+def load_run(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """The run described by the JSON file `path`, with dotted overrides. Raises ConfigError."""
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected an object of settings")
+    return parse(RunConfig, apply_overrides(raw, overrides or []), str(path))
+
+
+def model_config(preset_name: str, overrides: list[str] | None = None) -> ModelConfig:
+    """Preset `preset_name` with dotted overrides such as `thinker.n_layers=2`. Raises ConfigError."""
+    base = preset(preset_name)
+    if not overrides:
+        return base
+    return parse(ModelConfig, apply_overrides(base.model_dump(), overrides), f"preset {preset_name}")

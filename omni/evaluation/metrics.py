@@ -1,0 +1,75 @@
+"""The measures. Each is a sum over items divided once at the end, so that batches do not change it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jiwer
+import torch
+from torch import Tensor
+
+from omni.characters import BLANK_ID, decode_characters
+
+
+def normalise(text: str) -> str:
+    """Lower case, letters, digits and apostrophes only, single spaces: what word error rates are computed on."""
+    return " ".join(re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("’", "'")).split())
+
+
+@dataclass
+class ErrorRate:
+    """Word and character errors summed over a set, over the length of what was said."""
+
+    word_errors: int = 0
+    words: int = 0
+    character_errors: int = 0
+    characters: int = 0
+    items: int = 0
+
+    def add(self, said: str, heard: str) -> None:
+        """Count one item; both are normalised first. An empty reference counts its insertions and no length."""
+        said, heard = normalise(said), normalise(heard)
+        self.items += 1
+        if not said:
+            self.word_errors, self.character_errors = self.word_errors + len(heard.split()), self.character_errors + len(heard)
+            return
+        words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
+        self.word_errors += words.substitutions + words.deletions + words.insertions
+        self.words += len(said.split())
+        self.character_errors += characters.substitutions + characters.deletions + characters.insertions
+        self.characters += len(said)
+
+    @property
+    def wer(self) -> float:
+        """Word errors over reference words."""
+        return self.word_errors / max(self.words, 1)
+
+    @property
+    def cer(self) -> float:
+        """Character errors over reference characters."""
+        return self.character_errors / max(self.characters, 1)
+
+
+def greedy_ctc(logits: Tensor, lengths: Tensor) -> list[str]:
+    """logits (B,S,characters), lengths (B,) in slots → the likeliest path of each row, repeats merged and blanks dropped."""
+    out = []
+    for row, length in zip(logits.argmax(-1), lengths, strict=True):
+        merged = torch.unique_consecutive(row[: int(length)])
+        out.append(decode_characters(merged[merged != BLANK_ID].tolist()))
+    return out
+
+
+def recall_at_1(similarity: Tensor, labels: Sequence[str]) -> float:
+    """Share of rows of the square `similarity` whose best column has the row's own label (so identical captions are no error)."""
+    best = similarity.argmax(1).tolist()
+    return sum(labels[row] == labels[column] for row, column in enumerate(best)) / max(len(labels), 1)
+
+
+def bootstrap_interval(values: Sequence[float], *, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile interval of the mean over items (Efron & Tibshirani 1993, §13)."""
+    generator = random.Random(seed)
+    means = sorted(sum(generator.choices(values, k=len(values))) / len(values) for _ in range(rounds))
+    return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]

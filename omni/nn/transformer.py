@@ -1,0 +1,222 @@
+"""The one transformer: pre-norm blocks of attention and feed-forward, causal or bidirectional, used by every model here.
+
+RMSNorm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer
+2020), optional QK-norm (Henry et al. 2020).
+
+B batch  T new positions (queries)  S all positions (keys)  H heads  K key/value heads  D head width"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from omni.nn.kv_cache import KVCache
+from omni.nn.moe import MixtureOfExperts, Routing
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """What a stack of blocks looks like; each model derives it from its own config section."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_ff: int
+    causal: bool
+    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
+    rope_theta: float | None = 10_000.0  # None: no rotation (the model adds positions of its own)
+    qk_norm: bool = False
+    n_experts: int = 0
+    experts_per_token: int = 2
+    dropout: float = 0.0
+
+    @property
+    def head_dim(self) -> int:
+        """D."""
+        return self.d_model // self.n_heads
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) · weight over the last dimension, in the input's own precision."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin of every position's angles, each (..., T, D/2); positions (..., T) may be fractional."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angle = positions.float()[..., None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i+D/2}) by their position's angle. x (B,T,heads,D), cos and sin (B or 1, T, 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class Attention(nn.Module):
+    """Softmax(q·kᵀ/√D)·v for every head; K < H heads of keys and values are shared by groups of query heads."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.qkv = nn.Linear(shape.d_model, (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, bias=False)
+        self.out = nn.Linear(shape.d_model, shape.d_model, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(shape.head_dim) if shape.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """x (B,T,d) → (B,T,d). `turn`: cos and sin; `mask` (B,1,T,S) true where a query may look, None for plain causal or full."""
+        heads, kv_heads, width = self.shape.n_heads, self.shape.n_kv_heads, self.shape.head_dim
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, heads + 2 * kv_heads, width).split((heads, kv_heads, kv_heads), dim=2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            cos, sin = (t.to(q.dtype) for t in turn)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H|K, T, D)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)  # (B, K, S, D)
+        causal = self.shape.causal and mask is None and length > 1
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != kv_heads)
+        return self.out(y.transpose(1, 2).reshape(batch, length, -1))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), (…, d) → (…, d); gate and up are one matrix."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(d_model, 2 * d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class GELU(nn.Module):
+    """down(gelu(up(x))), (…, d) → (…, d): the encoders' feed-forward."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.down = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+
+        def feed_forward() -> nn.Module:
+            return {"swiglu": SwiGLU, "gelu": GELU}[shape.feed_forward](shape.d_model, shape.d_ff)
+
+        self.norm1 = RMSNorm(shape.d_model)
+        self.attention = Attention(shape)
+        self.norm2 = RMSNorm(shape.d_model)
+        self.feed_forward = (
+            MixtureOfExperts(shape.d_model, shape.n_experts, shape.experts_per_token, feed_forward) if shape.n_experts else feed_forward()
+        )
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        valid: Tensor | None = None,
+        routing: list[Routing] | None = None,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), turn, mask, cache, layer))
+        h = self.norm2(x)
+        h = self.feed_forward(h, valid, routing) if isinstance(self.feed_forward, MixtureOfExperts) else self.feed_forward(h)
+        return x + self.dropout(h)
+
+
+class Transformer(nn.Module):
+    """A stack of blocks and a last norm: (B,T,d) → (B,T,d)."""
+
+    def __init__(self, shape: TransformerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
+        self.norm = RMSNorm(shape.d_model)
+        self.gradient_checkpointing = False
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal(0, 0.02); matrices that write into the residual stream are scaled down by its depth (Radford et al. 2019, §2.3)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                residual = name.endswith(("attention.out", ".down"))
+                nn.init.normal_(module.weight, std=0.02 / (2 * self.shape.n_layers) ** 0.5 if residual else 0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def make_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """An empty cache that fits this stack."""
+        weight = self.norm.weight
+        s = self.shape
+        return KVCache(s.n_layers, batch_size, s.n_kv_heads, max_length, s.head_dim, dtype=weight.dtype, device=weight.device)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        lengths: Tensor | list[int] | None = None,
+        positions: Tensor | None = None,
+        cache: KVCache | None = None,
+        routing: list[Routing] | None = None,
+    ) -> Tensor:
+        """x (B,T,d), right-padded; `lengths` (B,) valid new positions a row; `positions` (B,T) in time, default 0,1,2… behind the
+        cache. With a cache, x holds only the new positions and the cache is advanced by `lengths` (default T). `routing` collects
+        what the routers did."""
+        batch, length, _ = x.shape
+        index = torch.arange(length, device=x.device)
+        seen = cache.lengths if cache is not None else [0] * batch
+        start = torch.tensor(seen, device=x.device)[:, None]  # (B, 1)
+        uniform = len(set(seen)) == 1
+        turn = None
+        if self.shape.rope_theta is not None:
+            if positions is None:
+                positions = (index + seen[0])[None] if uniform else index + start
+            cos, sin = rotation(positions, self.shape.head_dim, self.shape.rope_theta)
+            turn = cos[:, :, None], sin[:, :, None]
+        valid = None
+        if lengths is not None:
+            valid = index < torch.as_tensor(lengths, device=x.device)[:, None]  # (B, T)
+        plainly_causal = uniform and (seen[0] == 0 or length == 1)  # attention needs no written-out mask
+        mask = None if self.shape.causal and plainly_causal else self._mask(index, start, valid)
+        for layer, block in enumerate(self.blocks):
+            arguments = (x, turn, mask, cache, layer, valid, routing)
+            x = checkpoint(block, *arguments, use_reentrant=False) if self.gradient_checkpointing and self.training else block(*arguments)
+        if cache is not None:
+            cache.advance([length] * batch if lengths is None else [int(n) for n in lengths])
+        return self.norm(x)
+
+    def _mask(self, index: Tensor, start: Tensor, valid: Tensor | None) -> Tensor | None:
+        """(B,1,T,S), true where a query may look. Padding comes last, so a causal query never sees it."""
+        if self.shape.causal:
+            keys = torch.arange(int(start.max()) + len(index), device=index.device)
+            return (keys[None, None] <= (start + index)[:, :, None])[:, None]
+        if valid is None:
+            return None
+        return valid[:, None, None].expand(-1, 1, len(index), -1)

@@ -1,0 +1,121 @@
+"""Recipes: stages chained with settings that fit each other, from nothing to one model folder.
+
+`pocket` makes its own data. Its order is A text, B audio, C vision, E instruction tuning, D codec and Talker: the Talker is trained last,
+on the states of the Thinker that will ship, so it needs no second adaptation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omni.checkpoint import find_checkpoint, load_model, save_model
+from omni.config import RunConfig, parse
+from omni.data.worlds.pocket import generate_pocket
+from omni.errors import ConfigError
+from omni.omni_model import COMPONENTS, OmniModel
+from omni.stages import STAGES
+from omni.training.trainer import train
+
+log = logging.getLogger(__name__)
+
+# What each stage of `pocket` reads and starts from. Sizes are in POCKET_TRAINING.
+POCKET_STAGES: dict[str, dict[str, Any]] = {
+    "text": {"train": ["text", "text_chat"], "init_from": []},
+    "audio": {"train": ["speech"], "init_from": []},
+    "vision": {"train": ["captions"], "init_from": ["text"]},
+    "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"]},
+    "codec": {"train": ["voice"], "init_from": []},
+    "talker": {"train": ["voice"], "init_from": ["sft", "codec"]},
+}
+
+POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
+    "nano": {
+        "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
+        "audio": {"steps": 1200, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+        "vision": {"steps": 300, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 2e-3},
+        "sft": {"steps": 1000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+        "codec": {"steps": 500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+        "talker": {"steps": 1200, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+    },
+    "tiny": {
+        "text": {"steps": 1500, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3},
+        "audio": {"steps": 3000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+        "vision": {"steps": 1000, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-3},
+        "sft": {"steps": 3000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+        "codec": {"steps": 1500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+        "talker": {"steps": 3000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+    },
+}
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One row of the table that a recipe prints at its end."""
+
+    stage: str
+    seconds: float
+    steps: int
+    metrics: dict[str, float]
+
+
+def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> list[RunConfig]:
+    """The runs of the pocket recipe in order, each with its own folder under `out_dir`."""
+    if preset not in POCKET_TRAINING:
+        raise ConfigError(f"recipe pocket has no settings for preset {preset!r}; it has: {', '.join(POCKET_TRAINING)}")
+    runs = []
+    for stage, wiring in POCKET_STAGES.items():
+        training = POCKET_TRAINING[preset][stage]
+        raw = {
+            "stage": stage,
+            "preset": preset,
+            "init_from": [str(out_dir / name) for name in wiring["init_from"]],
+            "data": {
+                "train": [str(data_dir / f"{name}.jsonl") for name in wiring["train"]],
+                "validation": [str(data_dir / f"{name}.heldout.jsonl") for name in wiring["train"]],
+            },
+            "train": training | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
+            "out_dir": str(out_dir / stage),
+        }
+        runs.append(parse(RunConfig, raw, f"recipe pocket, stage {stage}"))
+    return runs
+
+
+def run_pocket(preset: str, out_dir: Path, *, seed: int = 0, on_event: Callable[[str], None] = log.info) -> list[StageSummary]:
+    """Make the pocket world, train every stage and assemble the model in `out_dir`. A second call continues where the first stopped."""
+    data_dir = out_dir / "data"
+    start = time.monotonic()
+    generate_pocket(data_dir, preset, seed=seed)
+    on_event(f"data: {data_dir} ({time.monotonic() - start:.0f} s)")
+    summary_file = out_dir / "recipe.json"
+    summaries = {row["stage"]: StageSummary(**row) for row in json.loads(summary_file.read_text())} if summary_file.exists() else {}
+    runs = pocket_runs(preset, out_dir, data_dir, seed)
+    for run in runs:
+        if run.stage in summaries:
+            continue
+        on_event(f"stage {run.stage}: {run.train.steps} steps")
+        result = train(STAGES[run.stage](run))
+        summaries[run.stage] = StageSummary(run.stage, result.seconds, result.steps, result.metrics)
+        part = summary_file.with_suffix(".part")
+        part.write_text(json.dumps([vars(row) for row in summaries.values()], indent=1))
+        part.replace(summary_file)
+    assemble([out_dir / run.stage for run in runs], out_dir)
+    return list(summaries.values())
+
+
+def assemble(sources: list[Path], out_dir: Path) -> None:
+    """One self-contained model in `out_dir` from the components in `sources`; where several have one, the last wins."""
+    saved = [load_model(find_checkpoint(folder)) for folder in sources]
+    owner = {name: source for source in saved for name in source.components}
+    config = saved[0].config.model_copy(update={name: getattr(owner[name].config, name) for name in owner})
+    model = OmniModel(config, tuple(owner))
+    for name, source in owner.items():
+        model.load_components(source, only=[name])
+    tokenizer = owner["thinker"].tokenizer
+    assert tokenizer is not None, "a Thinker is always saved with its tokenizer"
+    save_model(out_dir, model.tensors(), config, [name for name in COMPONENTS if name in owner], tokenizer.read_bytes())

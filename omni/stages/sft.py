@@ -1,0 +1,58 @@
+"""Stage E: instruction tuning of the Thinker and projectors on turns of text, pictures and sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from omni.data.collate import ConversationBatch
+from omni.omni_model import OmniModel
+from omni.stages.base import OmniStage
+from omni.stages.data import conversation_splits
+from omni.training.losses import next_token_loss
+from omni.training.stage import Context, Splits, Term
+
+
+def sft_hidden_states(model: OmniModel, batch: ConversationBatch) -> Tensor:
+    """The Thinker's states (B,T,d) over the conversations with their media spliced in."""
+    embeddings = model.embed(
+        batch.input_ids,
+        pixels=batch.pixels,
+        image_slots=batch.image_slots,
+        mel=batch.mel,
+        mel_lengths=batch.mel_lengths,
+        audio_slots=batch.audio_slots,
+    )
+    return model.thinker.hidden_states(embeddings=embeddings)
+
+
+class SFTStage(OmniStage[ConversationBatch]):
+    """`muomni train sft --config configs/omni_sft_tiny.json`: next-token loss on what the assistant says, and on its end of turn."""
+
+    name = "sft"
+    best_metric, best_mode = "exact", "max"
+    trains = ("thinker", "vision_encoder", "audio_encoder", "projectors")
+
+    def build_data(self) -> Splits[ConversationBatch]:
+        return conversation_splits(self.run, self.config, self.require_tokenizer())
+
+    def counts(self, batch: ConversationBatch) -> dict[str, int]:
+        return {"loss": int((batch.labels != -100).sum())}
+
+    def loss(self, model: OmniModel, batch: ConversationBatch, context: Context) -> dict[str, Term]:
+        return {"loss": next_token_loss(sft_hidden_states(model, batch), model.thinker.lm_head.weight, batch.labels)}
+
+    def evaluate(self, model: OmniModel, batches: Iterable[ConversationBatch]) -> dict[str, float]:
+        """Loss per token, and the share of conversations whose every reply token is the likeliest one (what greedy decoding would say)."""
+        total, count, exact, rows = 0.0, 0, 0, 0
+        for batch in batches:
+            hidden = sft_hidden_states(model, batch)
+            term = next_token_loss(hidden, model.thinker.lm_head.weight, batch.labels)
+            total, count = total + float(term.sum), count + int(term.count)
+            row, column = (batch.labels != -100).nonzero(as_tuple=True)
+            wrong = model.thinker.lm_head(hidden[row, column]).argmax(-1) != batch.labels[row, column]
+            exact += len(hidden) - int(torch.zeros(len(hidden), device=hidden.device).index_add(0, row, wrong.float()).bool().sum())
+            rows += len(hidden)
+        return {"loss": total / max(count, 1), "exact": exact / max(rows, 1)}

@@ -1,0 +1,100 @@
+"""Losses that need care: next-token loss without the full logits, and InfoNCE that is exact over micro-batches and ranks.
+
+N positions  V vocabulary  d width"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from omni.training.stage import Context, Term
+
+CHUNK_LOGITS = 2**23  # float32 logits held at once: 32 MiB
+MAX_SCALE = 100.0  # Radford et al. 2021, §2.5
+
+
+class _NextTokenLoss(torch.autograd.Function):
+    """Σ −log softmax(hidden · weightᵀ)[label] over positions, a chunk of positions at a time, with the gradients computed on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, with_gradient: bool) -> Tensor:
+        """hidden (N,d), weight (V,d), labels (N,) → () float32. Matrix products in `dtype`, softmax in float32."""
+        rows = max(1, CHUNK_LOGITS // len(weight))
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and ctx.needs_input_grad[1] else None
+        w = weight.to(dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for h_all, y, at in zip(hidden.split(rows), labels.split(rows), range(0, len(hidden), rows), strict=True):
+                h = h_all.to(dtype)
+                logits = (h @ w.T).float()
+                total += F.cross_entropy(logits, y, reduction="sum")
+                if grad_hidden is None and grad_weight is None:
+                    continue
+                gradient = logits.softmax(-1)
+                gradient[torch.arange(len(y), device=y.device), y] -= 1.0
+                gradient = gradient.to(dtype)
+                if grad_hidden is not None:
+                    grad_hidden[at : at + rows] = gradient @ w
+                if grad_weight is not None:
+                    grad_weight += gradient.T @ h
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+        hidden, weight = ctx.saved_tensors
+        return (
+            None if hidden is None else hidden * grad.to(hidden.dtype),
+            None if weight is None else (weight * grad).to(ctx.weight_dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def next_token_loss(hidden: Tensor, head: Tensor | torch.nn.Linear, labels: Tensor, *, ignore: int = -100) -> Term:
+    """Cross-entropy in nats of `labels` (B,T) under the head (a Linear without bias, or its weight (V,d)) on `hidden` (B,T,d), summed
+    over the labels that are not `ignore`, and their count.
+
+    The logits of all positions, (N,V) in float32, never exist: positions are taken in chunks, and ignored ones not at all.
+    """
+    weight = head if isinstance(head, Tensor) else head.weight
+    keep = labels.reshape(-1) != ignore
+    hidden, labels = hidden.reshape(-1, hidden.shape[-1])[keep], labels.reshape(-1)[keep]
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.promote_types(hidden.dtype, weight.dtype)
+    total = _NextTokenLoss.apply(hidden, weight, labels, dtype, torch.is_grad_enabled())
+    assert isinstance(total, Tensor)
+    return Term(total, len(labels))
+
+
+def info_nce(a: Tensor, b: Tensor, log_scale: Tensor, context: Context, names: tuple[str, str] = ("images", "texts")) -> Term:
+    """Symmetric contrastive loss (CLIP, Radford et al. 2021, fig. 3) of unit vectors a and b, each (n,E), over the global batch.
+
+    `context.statistics[names]` (N,E) are the vectors of all micro-batches and ranks. Each micro-batch computes the whole loss with its
+    own rows alive and the others constant, so that the gradients of the micro-batches add up to that of the global batch (GradCache,
+    Gao et al. 2021). Those of the temperature would add up to N/n times too much; they are scaled by this micro-batch's share n/N. So
+    is the value.
+    """
+    whole_a, whole_b = (_with_own_rows(context, name, x) for name, x in zip(names, (a, b), strict=True))
+    share = len(a) / len(whole_a)
+    scale = log_scale.float().exp().clamp(max=MAX_SCALE)
+    scale = scale * share + scale.detach() * (1 - share)
+    with torch.autocast(a.device.type, enabled=False):
+        logits = scale * whole_a.float() @ whole_b.float().T  # (N, N)
+    pairs = torch.arange(len(logits), device=logits.device)
+    loss = (F.cross_entropy(logits, pairs, reduction="sum") + F.cross_entropy(logits.T, pairs, reduction="sum")) / 2
+    return Term(loss - loss.detach() * (1 - share), len(a))
+
+
+def _with_own_rows(context: Context, name: str, own: Tensor) -> Tensor:
+    """The global statistics with this micro-batch's rows replaced by `own`, which carry gradient."""
+    whole, at = context.statistics[name].to(own.dtype), context.offsets[name]
+    return torch.cat((whole[:at], own, whole[at + len(own) :]))

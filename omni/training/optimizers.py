@@ -1,0 +1,50 @@
+"""AdamW with decay on matrices only, and the learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from omni.config import TrainConfig
+from omni.errors import ConfigError
+from omni.training.stage import Objective
+
+
+def adamw(model: nn.Module, objective: Objective, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over the objective's parameters; weights of linear and convolution layers decay, embeddings (also
+    tied ones), norms, biases and other parameters do not."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)} - embeddings
+    groups = [
+        {"params": [p for p in objective.parameters if id(p) in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for p in objective.parameters if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in objective.parameters)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused or None
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up to `learning_rate`, then a cosine down to its final fraction (Loshchilov & Hutter 2017), for update `step` from 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    floor = config.final_learning_rate_fraction
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def check_objectives(model: nn.Module, objectives: list[Objective]) -> None:
+    """Raises ConfigError unless something trains; every trainable parameter must be in exactly one objective."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    trainable = {id(p) for p in model.parameters() if p.requires_grad}
+    if not trainable:
+        raise ConfigError("nothing to train: every parameter of the model is frozen (see train.freeze)")
+    held = [id(p) for objective in objectives for p in objective.parameters]
+    twice = {i for i in held if held.count(i) > 1} if len(set(held)) < len(held) else set()
+    assert not twice, f"in more than one objective: {sorted(names[i] for i in twice)}"
+    assert set(held) <= trainable, f"in an objective but frozen: {sorted(names.get(i, '?') for i in set(held) - trainable)}"
+    assert trainable <= set(held), f"trainable, but in no objective: {sorted(names[i] for i in trainable - set(held))}"
