@@ -74,7 +74,7 @@ class OmniModel(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """An absent component is the user's to mend: this checkpoint cannot do what was asked."""
-        if name in COMPONENTS:
+        if name in COMPONENTS and name not in self._modules:
             held = ", ".join(self.components)
             raise CheckpointError(f"this checkpoint has no {name} (it holds {held}); use one whose training included it")
         return super().__getattr__(name)

@@ -318,7 +318,7 @@ class HuggingFaceRows(Rows):
             if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
                 data: Any = datasets.load_from_disk(name)
                 data = data[split] if isinstance(data, datasets.DatasetDict) else data
-            elif folder.is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+            elif folder.is_dir() or re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
                 data = datasets.load_dataset(name, split=split)
             else:
                 raise DataError(f"{source}: no such manifest or folder")

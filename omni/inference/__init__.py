@@ -1,0 +1,1 @@
+"""Using a trained model. Never imports training or data."""

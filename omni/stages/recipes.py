@@ -16,7 +16,7 @@ from typing import Any
 
 from omni.checkpoint import find_checkpoint, load_model, save_model
 from omni.config import RunConfig, parse
-from omni.data.worlds.pocket import generate_pocket
+from omni.data.worlds.pocket import SIZES, generate_pocket
 from omni.errors import ConfigError
 from omni.omni_model import COMPONENTS, OmniModel
 from omni.stages import STAGES
@@ -74,6 +74,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
         raw = {
             "stage": stage,
             "preset": preset,
+            "model": {"talker": {"voices": SIZES[preset].talker_voices}},
             "init_from": [str(out_dir / name) for name in wiring["init_from"]],
             "data": {
                 "train": [str(data_dir / f"{name}.jsonl") for name in wiring["train"]],

@@ -89,9 +89,12 @@ class Guard:
         """The update was applied."""
         self.in_a_row = 0
 
-    def refuse(self, step: int, fault: str) -> None:
-        """Count a skipped update. Raises NonFiniteError when there were `max_bad_updates` in a row."""
+    def refuse(self, step: int, fault: str, overflow: bool) -> None:
+        """Count a skipped update. Raises NonFiniteError when there were `max_bad_updates` in a row, not counting those where the loss
+        scale was merely too large."""
         self.skipped += 1
+        if overflow:
+            return
         self.in_a_row += 1
         if self.in_a_row >= self.config.max_bad_updates:
             raise NonFiniteError(

@@ -21,16 +21,16 @@ class _NextTokenLoss(torch.autograd.Function):
     """Σ −log softmax(hidden · weightᵀ)[label] over positions, a chunk of positions at a time, with the gradients computed on the way."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype, with_gradient: bool) -> Tensor:
-        """hidden (N,d), weight (V,d), labels (N,) → () float32. Matrix products in `dtype`, softmax in float32."""
-        rows = max(1, CHUNK_LOGITS // len(weight))
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, rows: Tensor, dtype: torch.dtype, with_gradient: bool) -> Tensor:
+        """hidden (N,d), weight (V,d), labels (N,), rows (M,) the positions that count → () float32. Matrix products in `dtype`, softmax
+        in float32."""
         total = hidden.new_zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
+        grad_hidden = torch.zeros_like(hidden) if with_gradient and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if with_gradient and ctx.needs_input_grad[1] else None
         w = weight.to(dtype)
         with torch.autocast(hidden.device.type, enabled=False):
-            for h_all, y, at in zip(hidden.split(rows), labels.split(rows), range(0, len(hidden), rows), strict=True):
-                h = h_all.to(dtype)
+            for chunk in rows.split(max(1, CHUNK_LOGITS // len(weight))):
+                h, y = hidden[chunk].to(dtype), labels[chunk]
                 logits = (h @ w.T).float()
                 total += F.cross_entropy(logits, y, reduction="sum")
                 if grad_hidden is None and grad_weight is None:
@@ -39,7 +39,7 @@ class _NextTokenLoss(torch.autograd.Function):
                 gradient[torch.arange(len(y), device=y.device), y] -= 1.0
                 gradient = gradient.to(dtype)
                 if grad_hidden is not None:
-                    grad_hidden[at : at + rows] = gradient @ w
+                    grad_hidden.index_copy_(0, chunk, (gradient @ w).to(grad_hidden.dtype))
                 if grad_weight is not None:
                     grad_weight += gradient.T @ h
         ctx.save_for_backward(grad_hidden, grad_weight)
@@ -48,15 +48,11 @@ class _NextTokenLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden, weight = ctx.saved_tensors
-        return (
-            None if hidden is None else hidden * grad.to(hidden.dtype),
-            None if weight is None else (weight * grad).to(ctx.weight_dtype),
-            None,
-            None,
-            None,
-        )
+        grad_hidden = None if hidden is None else hidden * grad.to(hidden.dtype)
+        grad_weight = None if weight is None else (weight * grad).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def next_token_loss(hidden: Tensor, head: Tensor | torch.nn.Linear, labels: Tensor, *, ignore: int = -100) -> Term:
@@ -66,13 +62,13 @@ def next_token_loss(hidden: Tensor, head: Tensor | torch.nn.Linear, labels: Tens
     The logits of all positions, (N,V) in float32, never exist: positions are taken in chunks, and ignored ones not at all.
     """
     weight = head if isinstance(head, Tensor) else head.weight
-    keep = labels.reshape(-1) != ignore
-    hidden, labels = hidden.reshape(-1, hidden.shape[-1])[keep], labels.reshape(-1)[keep]
+    hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    rows = (labels != ignore).nonzero()[:, 0]
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.promote_types(hidden.dtype, weight.dtype)
-    total = _NextTokenLoss.apply(hidden, weight, labels, dtype, torch.is_grad_enabled())
+    total = _NextTokenLoss.apply(hidden, weight, labels, rows, dtype, torch.is_grad_enabled())
     assert isinstance(total, Tensor)
-    return Term(total, len(labels))
+    return Term(total, len(rows))
 
 
 def info_nce(a: Tensor, b: Tensor, log_scale: Tensor, context: Context, names: tuple[str, str] = ("images", "texts")) -> Term:

@@ -5,6 +5,7 @@ with the model in it. A parameter that some rank does not use still takes part i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -63,7 +64,10 @@ class Parallel:
     def add(self, objective: Objective) -> None:
         """Make ready for the backward passes of one objective; its parameters must be the only trainable ones at this moment."""
         if self.kind == "ddp":
-            self._wrapped[objective.name] = DistributedDataParallel(self._runner, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.9 does not know
+                warnings.simplefilter("ignore", FutureWarning)
+                wrapped = DistributedDataParallel(self._runner, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._wrapped[objective.name] = wrapped
 
     def run(self, objective: str | None, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(*arguments)`; with an objective its gradients are going to be exchanged."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni import checkpoint, distributed
 from omni.config import RunConfig
@@ -143,6 +143,7 @@ class Trainer(Generic[B]):
             self.splits = self.stage.build_data()
         self.order = EpochOrder(len(self.splits.train), self.config.seed)
         self.model = self.stage.build_model().to(self.device)
+        self._frozen = [module for module in self.model.modules() if is_frozen(module)]
         if self.config.gradient_checkpointing:
             self._set_gradient_checkpointing()
         tensors, values = self._load(found) if found else ({}, {})
@@ -172,6 +173,7 @@ class Trainer(Generic[B]):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             checkpoint.clean(self.run_dir)
             if not resume:
+                (self.run_dir / checkpoint.CONFIG).unlink(missing_ok=True)  # no longer a model folder
                 for name in ("checkpoints", "best", "tensorboard"):
                     shutil.rmtree(self.run_dir / name, ignore_errors=True)
             checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
@@ -306,8 +308,13 @@ class Trainer(Generic[B]):
         norm = self.parallel.grad_norm(objective.parameters) / self.scaler.scale
         names = sorted(sums)
         packed = torch.stack([*(sums[name] for name in names), torch.stack([norm.to(self.device), norm.new_ones((), device=self.device)])])
-        means = [total / count if count else 0.0 for total, count in distributed.all_reduce_sum(packed).tolist()]
-        return {name: (mean, weights[name]) for name, mean in zip(names, means[:-1], strict=True)}, means[-1]
+        *reduced, (norms, ranks) = distributed.all_reduce_sum(packed).tolist()
+        terms: dict[str, tuple[float, float]] = {}
+        for name, (total, count) in zip(names, reduced, strict=True):
+            announced = contexts[0].totals.get(name, count if not weights[name] else None)
+            assert count == announced, f"stage {self.stage.name}: term {name!r} has {count:g} targets, and counts() said {announced}"
+            terms[name] = total / max(count, 1), weights[name]
+        return terms, norms / ranks
 
     def _loss(self, weights: dict[str, float], batch: B, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
         """This micro-batch's part of the global loss, and (sum, count) of every term."""
@@ -315,7 +322,6 @@ class Trainer(Generic[B]):
         parts: dict[str, Tensor] = {}
         for name, term in self.stage.loss(self.model, batch, context).items():
             if term.weight:
-                assert name in context.totals, f"stage {self.stage.name}: loss term {name!r} is not in counts()"
                 loss = loss + term.weight * term.sum.float() / max(context.totals[name], 1)
             weights[name] = term.weight
             count = torch.as_tensor(term.count, dtype=torch.float64, device=self.device)
@@ -367,8 +373,7 @@ class Trainer(Generic[B]):
         if fault is not None:
             self.report.line(f"step {step + 1}: update skipped: {fault}" + (f"; loss scale now {self.scaler.scale:g}" if overflow else ""))
             self.on_event(Event("skip", step + 1, {"fault": fault, "overflow": overflow}))
-            if not overflow:
-                self.guard.refuse(step + 1, fault)
+            self.guard.refuse(step + 1, fault, overflow)
             return False
         self.guard.passed()
         grads = [local(p.grad) for p in objective.parameters if p.grad is not None]
@@ -543,10 +548,14 @@ class Trainer(Generic[B]):
     def _train_mode(self) -> None:
         """Training mode, except for parts that are frozen as a whole: their dropout stays off."""
         self.model.train()
-        for module in self.model.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+        for module in self._frozen:
+            module.eval()
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether a module has parameters and trains none of them."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def match_export(own: dict[str, Tensor], exported: dict[str, Tensor]) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -1,0 +1,56 @@
+"""What decays, how the rate moves, and who trains what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from toy_stage import ToyModel, TwoObjectiveStage, make_run
+
+from omni.config import TrainConfig
+from omni.errors import ConfigError
+from omni.training.optimizers import adamw, check_objectives, learning_rate
+from omni.training.stage import Objective
+
+
+def test_matrices_decay_and_nothing_else_does() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "tied": nn.Linear(4, 5), "linear": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
+    model["conv"] = nn.Conv2d(1, 2, 3)
+    model["tied"].weight = model["embedding"].weight  # type: ignore[assignment]
+    optimizer = adamw(model, Objective("all", list(model.parameters())), TrainConfig(weight_decay=0.1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decaying = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decaying == {"linear.weight", "conv.weight"}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+def test_the_rate_warms_up_then_falls_as_a_cosine() -> None:
+    config = TrainConfig(steps=110, warmup_steps=10, learning_rate=1.0, final_learning_rate_fraction=0.1)
+    rates = [learning_rate(config, step) for step in range(111)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == pytest.approx(1.0) and rates[60] == pytest.approx(0.55) and rates[110] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_every_trained_parameter_is_in_exactly_one_objective() -> None:
+    model = ToyModel()
+    stage = TwoObjectiveStage(make_run("unused"))
+    blocks, head = stage.objectives(model)
+    check_objectives(model, [blocks, head])
+    with pytest.raises(AssertionError, match=r"in no objective: \['head.weight'\]"):
+        check_objectives(model, [blocks])
+    with pytest.raises(AssertionError, match=r"more than one objective: \['head.weight'\]"):
+        check_objectives(model, [Objective("both", blocks.parameters + head.parameters), head])
+    with pytest.raises(AssertionError, match="frozen"):
+        check_objectives(model, [blocks, Objective("head", head.parameters + list(model.frozen.parameters()))])
+    with pytest.raises(ConfigError, match="nothing to train"):
+        check_objectives(model.requires_grad_(False), [])
+
+
+def test_adamw_with_decay_equals_its_formula() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    before, gradient = model.weight.detach().clone(), torch.tensor([[0.5, -2.0]])
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.3)
+    model.weight.grad = gradient
+    adamw(model, Objective("all", [model.weight]), config).step()
+    torch.testing.assert_close(model.weight.detach(), before * (1 - 0.1 * 0.3) - 0.1 * gradient.sign(), rtol=1e-5, atol=1e-6)
