@@ -87,33 +87,43 @@ def render(
     """
     if not messages:
         raise DataError("a conversation needs at least one message")
-    notices: list[str] = []
-    turns = [_render_turn(message, tokenizer, budget, notices) for message in messages]
+    for message in messages:
+        parts_of(message)  # what is dropped must be well-formed too
     prompt = [tokenizer.assistant_id] if add_generation_prompt else []
     room = context_length - reserve - 1 - len(prompt)
-    keep_first = 1 if messages[0]["role"] == "system" and len(turns) > 1 else 0
-    dropped = 0
-    while sum(len(turn[0]) for turn in turns) > room and len(turns) > keep_first + 1:
-        del turns[keep_first]
-        dropped += 1
-    size = sum(len(turn[0]) for turn in turns)
-    if size > room:
-        raise DataError(f"the last turn takes {size} positions, but only {max(room, 0)} of the context of {context_length} are free; shorten it")
+    n_pinned = 1 if messages[0]["role"] == "system" and len(messages) > 1 else 0
+    pinned = [_render_turn(message, tokenizer, budget) for message in messages[:n_pinned]]
+    recent: list[_Turn] = []  # newest first: what will be dropped is not even looked at
+    used = sum(len(turn.input_ids) for turn in pinned)
+    for message in reversed(messages[n_pinned:]):
+        turn = _render_turn(message, tokenizer, budget)
+        if used + len(turn.input_ids) > room:
+            if not recent:
+                what = "the system message and the last turn take" if pinned else "the last turn takes"
+                used += len(turn.input_ids)
+                raise DataError(f"{what} {used} positions, but only {max(room, 0)} of the context of {context_length} are free; shorten it")
+            break
+        recent.append(turn)
+        used += len(turn.input_ids)
+    turns = pinned + recent[::-1]
+    notices = [notice for turn in turns for notice in turn.notices]
+    dropped = len(messages) - len(turns)
     if dropped:
-        notices.append(f"the conversation exceeds the context of {context_length}: dropped the oldest {dropped} of {dropped + len(turns)} turns")
+        notices.append(f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}")
     if strict and notices:
         raise DataError("; ".join(notices))
     ids, mask, media = [tokenizer.bos_id], [False], []
-    for turn_ids, turn_mask, spans in turns:
-        media += [MediaSpan(span.kind, span.source, span.start + len(ids), span.length) for span in spans]
-        ids, mask = ids + turn_ids, mask + turn_mask
+    for turn in turns:
+        media += [MediaSpan(span.kind, span.source, span.start + len(ids), span.length) for span in turn.media]
+        ids += turn.input_ids
+        mask += turn.loss_mask
     return Rendered(ids + prompt, mask + [False] * len(prompt), media, notices, dropped)
 
 
 def render_text(messages: Sequence[Message], tokenizer: BPETokenizer) -> list[int]:
     """Ids of a conversation without media, as long as it is (for packing)."""
     budget = MediaBudget(0, lambda source: 0, 0)
-    return [tokenizer.bos_id] + [i for message in messages for i in _render_turn(message, tokenizer, budget, [])[0]]
+    return [tokenizer.bos_id] + [i for message in messages for i in _render_turn(message, tokenizer, budget).input_ids]
 
 
 @dataclass(frozen=True)
@@ -139,10 +149,22 @@ def render_reply(text: str, tokenizer: BPETokenizer) -> Reply:
     return Reply([*head, *ids, tokenizer.end_id], char_ids, char_tokens)
 
 
-def _render_turn(message: Message, tokenizer: BPETokenizer, budget: MediaBudget, notices: list[str]) -> tuple[list[int], list[bool], list[MediaSpan]]:
+@dataclass(frozen=True)
+class _Turn:
+    """One message; the spans start within it."""
+
+    input_ids: list[int]
+    loss_mask: list[bool]
+    media: list[MediaSpan]
+    notices: list[str]
+
+
+def _render_turn(message: Message, tokenizer: BPETokenizer, budget: MediaBudget) -> _Turn:
     parts = parts_of(message)
     role = message["role"]
-    ids, spans = [tokenizer.token_id(f"<|{role}|>")], []
+    ids = [tokenizer.token_id(f"<|{role}|>")]
+    spans: list[MediaSpan] = []
+    notices: list[str] = []
     for kind in MEDIA_KINDS:
         for part_kind, source in parts:
             if part_kind == kind:
@@ -153,7 +175,7 @@ def _render_turn(message: Message, tokenizer: BPETokenizer, budget: MediaBudget,
     text = tokenizer.encode("".join(value for kind, value in parts if kind == "text"))
     spoken = text + [tokenizer.end_id]
     mask = [False] * len(ids) + [role == "assistant"] * len(spoken)
-    return ids + spoken, mask, spans
+    return _Turn(ids + spoken, mask, spans, notices)
 
 
 def _audio_length(source: Any, budget: MediaBudget, notices: list[str]) -> int:

@@ -219,12 +219,12 @@ _TINY = ModelConfig()
 PRESETS: dict[str, ModelConfig] = {
     "nano": ModelConfig(
         thinker=ThinkerConfig(
-            vocab_size=640, d_model=96, n_layers=3, n_heads=3, n_kv_heads=1, d_ff=192, context_length=256, tie_embeddings=True
+            vocab_size=480, d_model=80, n_layers=3, n_heads=5, n_kv_heads=1, d_ff=128, context_length=256, tie_embeddings=True
         ),
-        vision_encoder=VisionEncoderConfig(image_size=112, d_model=64, n_layers=2, n_heads=2, d_ff=128, image_tokens="grid"),
-        audio_encoder=AudioEncoderConfig(conv_channels=16, d_model=64, n_layers=2, n_heads=2, d_ff=128),
-        codec=CodecConfig(n_codebooks=3, codebook_size=64, latent_size=16, hidden_size=48, n_blocks=1),
-        talker=TalkerConfig(d_model=64, n_layers=3, n_heads=2, n_kv_heads=1, d_ff=128, context_length=512),
+        vision_encoder=VisionEncoderConfig(image_size=112, d_model=48, n_layers=2, n_heads=3, d_ff=80, image_tokens="grid"),
+        audio_encoder=AudioEncoderConfig(conv_channels=12, d_model=64, n_layers=2, n_heads=4, d_ff=80),
+        codec=CodecConfig(n_codebooks=3, codebook_size=64, latent_size=16, hidden_size=40, n_blocks=1),
+        talker=TalkerConfig(d_model=48, n_layers=3, n_heads=3, n_kv_heads=1, d_ff=80, context_length=512),
     ),
     "tiny": _TINY,
     "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),

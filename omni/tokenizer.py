@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import codecs
 import io
+import itertools
 import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,9 +26,11 @@ SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end
 IMAGE, IMAGE_END, AUDIO, AUDIO_END, MEDIA = "<|image|>", "<|/image|>", "<|audio|>", "<|/audio|>", "<|media|>"
 MARKERS = (SYSTEM, USER, ASSISTANT, END, IMAGE, IMAGE_END, AUDIO, AUDIO_END, MEDIA)
 SPECIAL_TOKENS = (PAD, BOS, EOS, UNK, *MARKERS)
-MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256  # specials and bytes
+MIN_VOCABULARY = len(SPECIAL_TOKENS) + 256 + 16  # specials, bytes, and a few characters
 
 _SPACE = "\u2581"  # SentencePiece writes a space as this; where a text holds it (or NUL), that goes through bytes
+_RESERVED = (_SPACE, "\u2585")  # SentencePiece drops training lines with the second, its sign for unknown characters, in silence
+_COVERAGE = 0.9995  # share of the text's characters that have pieces; the rarest are spelled in bytes
 _MAX_LINE_CHARACTERS = 1_000  # SentencePiece drops training lines of more than 4,192 bytes in silence
 
 
@@ -102,8 +106,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path, *, 
     for an empty corpus.
     """
     if vocab_size < MIN_VOCABULARY:
-        raise ConfigError(f"vocab_size {vocab_size}: the smallest is {MIN_VOCABULARY} ({len(SPECIAL_TOKENS)} special tokens and 256 bytes)")
-    lines = _sample(_training_lines(texts), max_sentences, seed)
+        raise ConfigError(f"vocab_size {vocab_size}: the smallest is {MIN_VOCABULARY} ({len(SPECIAL_TOKENS)} special tokens, 256 bytes, 16 characters)")
+    lines = _in_alphabet(_sample(_training_lines(texts), max_sentences, seed), (vocab_size - len(SPECIAL_TOKENS) - 256) // 2)
     if not lines:
         raise DataError("the tokenizer's training text is empty; check the manifests of data.train")
     model = io.BytesIO()
@@ -114,7 +118,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path, *, 
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         byte_fallback=True,
-        character_coverage=0.9995,
+        character_coverage=1.0,
+        required_chars=_SPACE,
         normalization_rule_name="identity",
         add_dummy_prefix=False,
         remove_extra_whitespaces=False,
@@ -162,3 +167,17 @@ def _sample(lines: Iterable[str], size: int, seed: int) -> list[str]:
         elif (place := rng.randrange(count)) < size:
             kept[place] = line
     return kept
+
+
+def _in_alphabet(lines: list[str], max_characters: int) -> list[str]:
+    """`lines` with a space for every character that gets no piece: the rarest ones, and those beyond `max_characters` kinds."""
+    counts = Counter(itertools.chain.from_iterable(lines))
+    wanted = _COVERAGE * counts.total()
+    kept: set[str] = set()
+    covered = 0
+    for character, count in counts.most_common():
+        if covered < wanted and len(kept) < max_characters and character not in _RESERVED:
+            kept.add(character)
+        covered += count
+    spaces = str.maketrans({character: " " for character in counts.keys() - kept})
+    return [line for line in (line.translate(spaces) for line in lines) if not line.isspace()]

@@ -102,7 +102,7 @@ def pad_ids(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 def lengths_of(rows: Sequence[Any]) -> Tensor:
     """(B,)."""
-    return torch.tensor([len(row) for row in rows])
+    return torch.tensor([len(row) for row in rows], dtype=torch.long)
 
 
 def pad_mels(mels: Sequence[Tensor]) -> Tensor:
@@ -163,8 +163,8 @@ def collate_conversations(examples: Sequence[ConversationExample]) -> Conversati
         input_ids,
         labels,
         torch.stack([pixels for *_, pixels in images]) if images else torch.zeros(0, 3, 1, 1),
-        torch.tensor([slot[:2] for slot in images]).view(-1, 2),
+        torch.tensor([slot[:2] for slot in images], dtype=torch.long).view(-1, 2),
         pad_mels(mels) if mels else torch.zeros(0, 1, 1),
         lengths_of(mels),
-        torch.tensor([slot[:3] for slot in clips]).view(-1, 3),
+        torch.tensor([slot[:3] for slot in clips], dtype=torch.long).view(-1, 3),
     )

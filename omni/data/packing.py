@@ -41,11 +41,11 @@ def pack(documents: Iterable[D], encode: Callable[[D], list[int]], folder: Path,
         file.truncate(done["tokens"] * dtype.itemsize)
         remaining = itertools.islice(documents, done["documents"], None)
         while step := list(itertools.islice(remaining, STEP)):
-            ids = [i for document in step for i in encode(document)]
-            file.write(np.array(ids, dtype=dtype).tobytes())
+            for document in step:
+                file.write(np.array(encode(document), dtype=dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())
-            done = {"identity": identity, "documents": done["documents"] + len(step), "tokens": done["tokens"] + len(ids)}
+            done = {"identity": identity, "documents": done["documents"] + len(step), "tokens": file.tell() // dtype.itemsize}
             _write_json(progress, done)
     _write_json(meta, done | {"dtype": dtype.name, "source": source})
     progress.unlink(missing_ok=True)

@@ -8,13 +8,15 @@ B batch  T new positions (queries)  S all positions (keys)  H heads  K key/value
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from omni.nn.attention import attention
 from omni.nn.kv_cache import KVCache
 from omni.nn.moe import MixtureOfExperts, Routing
 
@@ -43,26 +45,57 @@ class TransformerShape:
 
 
 class RMSNorm(nn.RMSNorm):
-    """x / rms(x) · weight over the last dimension, in the input's own precision."""
+    """x / rms(x) · weight over the last dimension, computed in float32; under autocast the result is in the autocast precision, which is
+    what the matrix product behind it wants."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if device != "cpu":
+            return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(dtype)
+        out = _RMSNorm.apply(x, self.weight, self.eps, dtype)
+        assert isinstance(out, Tensor)
+        return out
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With the gradient written out (torch has no fused kernel on CPUs): y = x·r·w, r = (mean(x²) + eps)^-½, so
+    dx = r·(g·w − x·r·mean(g·w·x·r)). It passes over x half as often as the chain of single operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        r = (norm.square() / x.shape[-1] + eps).rsqrt()
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        x, weight, r = ctx.saved_tensors
+        normed = x * r
+        g = g.to(normed.dtype)
+        product = (normed * g).flatten(0, -2)
+        mean = (product @ weight.to(g.dtype)).view_as(r) / x.shape[-1]
+        dx = (g * weight).sub_(normed.mul_(mean)).mul_(r)
+        return dx.to(x.dtype), product.sum(0).to(weight.dtype), None, None
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, each (..., T, D/2); positions (..., T) may be fractional."""
+    """cos and signed sin of every position's angles for `rotate`, each (..., T, D); positions (..., T) may be fractional."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angle = positions.float()[..., None] * frequency
-    return angle.cos(), angle.sin()
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i+D/2}) by their position's angle. x (B,T,heads,D), cos and sin (B or 1, T, 1, D/2)."""
+    """Turn the pairs (x_i, x_{i+D/2}) by their position's angle. x (B,heads,T,D), cos and sin (B or 1, 1, T, D)."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return x * cos + torch.cat((b, a), dim=-1) * sin
 
 
 class Attention(nn.Module):
@@ -80,16 +113,18 @@ class Attention(nn.Module):
         """x (B,T,d) → (B,T,d). `turn`: cos and sin; `mask` (B,1,T,S) true where a query may look, None for plain causal or full."""
         heads, kv_heads, width = self.shape.n_heads, self.shape.n_kv_heads, self.shape.head_dim
         batch, length, _ = x.shape
-        q, k, v = self.qkv(x).view(batch, length, heads + 2 * kv_heads, width).split((heads, kv_heads, kv_heads), dim=2)
-        q, k = self.q_norm(q), self.k_norm(k)
+        # heads first and contiguous: rotation and attention are then long runs of memory
+        qkv = self.qkv(x).view(batch, length, heads + 2 * kv_heads, width).transpose(1, 2).contiguous()  # (B, H+2K, T, D)
+        qk, v = qkv.split((heads + kv_heads, kv_heads), dim=1)
+        if self.shape.qk_norm:
+            qk = torch.cat((self.q_norm(qk[:, :heads]), self.k_norm(qk[:, heads:])), dim=1)
         if turn is not None:
-            cos, sin = (t.to(q.dtype) for t in turn)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H|K, T, D)
+            cos, sin = (t.to(qk.dtype) for t in turn)
+            qk = rotate(qk, cos, sin)
+        q, k = qk.split((heads, kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, K, S, D)
-        causal = self.shape.causal and mask is None and length > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != kv_heads)
+        y = attention(q, k, v, causal=self.shape.causal and mask is None and length > 1, mask=mask)
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -199,7 +234,7 @@ class Transformer(nn.Module):
             if positions is None:
                 positions = (index + seen[0])[None] if uniform else index + start
             cos, sin = rotation(positions, self.shape.head_dim, self.shape.rope_theta)
-            turn = cos[:, :, None], sin[:, :, None]
+            turn = cos[:, None], sin[:, None]
         valid = None
         if lengths is not None:
             valid = index < torch.as_tensor(lengths, device=x.device)[:, None]  # (B, T)

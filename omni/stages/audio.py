@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from omni.audio_encoder import AudioEncoderTiny
 from omni.characters import BLANK_ID
 from omni.data.collate import SpeechBatch
 from omni.evaluation.metrics import ErrorRate, greedy_ctc
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import speech_splits
+from omni.training.losses import ctc_nats
 from omni.training.stage import Context, Splits, Term
-
-
-def ctc_losses(encoder: AudioEncoderTiny, mel: Tensor, mel_lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Negative log-likelihood in nats of every clip (B,), 0 where the text cannot fit, with the logits (B,F·S,98) and their lengths."""
-    states, lengths = encoder(mel, mel_lengths)
-    logits = encoder.ctc_logits(states)
-    slots = lengths * encoder.config.ctc_slots
-    log_p = logits.float().log_softmax(-1).transpose(0, 1)
-    return F.ctc_loss(log_p, targets, slots, target_lengths, blank=BLANK_ID, reduction="none", zero_infinity=True), logits, slots
 
 
 class AudioStage(OmniStage[SpeechBatch]):
@@ -41,14 +31,20 @@ class AudioStage(OmniStage[SpeechBatch]):
         return {"ctc": int(batch.target_lengths.sum())}
 
     def loss(self, model: OmniModel, batch: SpeechBatch, context: Context) -> dict[str, Term]:
-        nats, _, _ = ctc_losses(model.audio_encoder, batch.mel, batch.mel_lengths, batch.targets, batch.target_lengths)
+        nats, _, _ = self._nats(model, batch)
         return {"ctc": Term(nats.sum(), int(batch.target_lengths.sum()))}
+
+    def _nats(self, model: OmniModel, batch: SpeechBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Of every clip (B,), with the logits (B,F·S,characters) and their lengths (B,)."""
+        states, lengths = model.audio_encoder(batch.mel, batch.mel_lengths)
+        logits, slots = model.audio_encoder.ctc_logits(states), lengths * self.config.audio_encoder.ctc_slots
+        return ctc_nats(logits, slots, batch.targets, batch.target_lengths, BLANK_ID), logits, slots
 
     def evaluate(self, model: OmniModel, batches: Iterable[SpeechBatch]) -> dict[str, float]:
         """WER and CER of greedy decoding, and nats per character."""
         errors, nats, characters = ErrorRate(), torch.zeros(()), 0
         for batch in batches:
-            losses, logits, slots = ctc_losses(model.audio_encoder, batch.mel, batch.mel_lengths, batch.targets, batch.target_lengths)
+            losses, logits, slots = self._nats(model, batch)
             nats, characters = nats + losses.sum().cpu(), characters + int(batch.target_lengths.sum())
             for text, heard in zip(batch.texts, greedy_ctc(logits, slots), strict=True):
                 errors.add(text, heard)

@@ -29,7 +29,7 @@ POCKET_STAGES: dict[str, dict[str, Any]] = {
     "text": {"train": ["text", "text_chat"], "init_from": []},
     "audio": {"train": ["speech"], "init_from": []},
     "vision": {"train": ["captions"], "init_from": ["text"]},
-    "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"]},
+    "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"], "freeze": ["audio_encoder"]},
     "codec": {"train": ["voice"], "init_from": []},
     "talker": {"train": ["voice"], "init_from": ["sft", "codec"]},
 }
@@ -80,7 +80,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
                 "train": [str(data_dir / f"{name}.jsonl") for name in wiring["train"]],
                 "validation": [str(data_dir / f"{name}.heldout.jsonl") for name in wiring["train"]],
             },
-            "train": training | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
+            "train": training | {"freeze": wiring.get("freeze", [])} | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
             "out_dir": str(out_dir / stage),
         }
         runs.append(parse(RunConfig, raw, f"recipe pocket, stage {stage}"))

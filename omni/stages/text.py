@@ -22,6 +22,7 @@ class TextStage(OmniStage[TextBatch]):
 
     name = "text"
     best_metric, best_mode = "loss", "min"
+    unit = "tokens"
     trains = ("thinker",)
 
     def build_data(self) -> Splits[TextBatch]:
@@ -29,6 +30,9 @@ class TextStage(OmniStage[TextBatch]):
         vocabulary = self.tokenizer.vocab_size
         self.config = self.config.model_copy(update={"thinker": self.config.thinker.model_copy(update={"vocab_size": vocabulary})})
         return splits
+
+    def items(self, batch: TextBatch, n_examples: int) -> int:
+        return batch.input_ids.numel()
 
     def counts(self, batch: TextBatch) -> dict[str, int]:
         targets = int((batch.labels != -100).sum())

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from omni.training.stage import Context, Term
 
-CHUNK_LOGITS = 2**23  # float32 logits held at once: 32 MiB
+CHUNK_LOGITS = 2**22  # float32 logits held at once: 16 MiB
 MAX_SCALE = 100.0  # Radford et al. 2021, §2.5
 
 
@@ -31,13 +31,12 @@ class _NextTokenLoss(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for chunk in rows.split(max(1, CHUNK_LOGITS // len(weight))):
                 h, y = hidden[chunk].to(dtype), labels[chunk]
-                logits = (h @ w.T).float()
-                total += F.cross_entropy(logits, y, reduction="sum")
+                p = (h @ w.T).softmax(-1, dtype=torch.float32)
+                right = p.gather(1, y[:, None])
+                total -= right.clamp(min=torch.finfo(torch.float32).tiny).log().sum()  # no label costs more than 87 nats
                 if grad_hidden is None and grad_weight is None:
                     continue
-                gradient = logits.softmax(-1)
-                gradient[torch.arange(len(y), device=y.device), y] -= 1.0
-                gradient = gradient.to(dtype)
+                gradient = p.scatter_(1, y[:, None], right - 1.0).to(dtype)
                 if grad_hidden is not None:
                     grad_hidden.index_copy_(0, chunk, (gradient @ w).to(grad_hidden.dtype))
                 if grad_weight is not None:
@@ -94,3 +93,10 @@ def _with_own_rows(context: Context, name: str, own: Tensor) -> Tensor:
     """The global statistics with this micro-batch's rows replaced by `own`, which carry gradient."""
     whole, at = context.statistics[name].to(own.dtype), context.offsets[name]
     return torch.cat((whole[:at], own, whole[at + len(own) :]))
+
+
+def ctc_nats(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor, blank: int) -> Tensor:
+    """Negative log-likelihood (B,) in nats of targets (B,S) under logits (B,T,characters) with `lengths` (B,) valid steps (Graves et al. 2006,
+    eq. 8); 0 where the text cannot fit into the steps."""
+    log_p = logits.float().log_softmax(-1).transpose(0, 1)
+    return F.ctc_loss(log_p, targets, lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 from dataclasses import dataclass
@@ -70,6 +71,17 @@ def estimate(
     return MemoryEstimate(
         (held - trainable) + trainable // share, trainable // share, 2 * trainable // share, example_activations * micro_batch_size
     )
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next allocation. A step on the CPU frees and takes the same hundreds of megabytes again and
+    again; returned to the kernel each time, they come back as fresh pages, which cost 10 to 20 % of the step."""
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 2**26)
 
 
 def peak(device: torch.device) -> int:

@@ -85,6 +85,8 @@ def train(
     where = distributed.device(device)
     if where.type not in ("cpu", "cuda"):
         raise ConfigError(f"device {where}: training runs on cpu or cuda")
+    if where.type == "cpu":
+        memory.keep_freed_memory()
     joined = distributed.setup(where)
     try:
         with _deterministic(where):

@@ -1,0 +1,1 @@
+"""The `muomni` command line. Modules import torch inside their commands, so that `--help` is quick."""

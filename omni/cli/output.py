@@ -1,0 +1,28 @@
+"""Results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of standard output, at once."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def note(text: str) -> None:
+    """One line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def log_to_stderr() -> None:
+    """What the library logs, as plain lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("omni")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

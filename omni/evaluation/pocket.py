@@ -1,0 +1,152 @@
+"""How well a model does in the pocket world: unseen scenes, beside what it scores without seeing them; and whether its speech says its text."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omni.characters import BLANK_ID, N_CHARACTERS, encode_characters
+from omni.data.manifests import open_rows
+from omni.data.worlds.questions import is_right
+from omni.errors import DataError
+from omni.evaluation.metrics import bootstrap_interval
+from omni.inference.omni import GREEDY, Omni
+from omni.training.losses import ctc_nats
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class SceneQuestion:
+    """One held-out question: typed and spoken, with its picture and right answer slot."""
+
+    image: Path
+    question: str
+    spoken: Path
+    answer: str
+    sentence: str
+    kind: str
+
+
+def scene_questions(data_dir: Path, most: int) -> list[SceneQuestion]:
+    """The first `most` held-out questions of a pocket world. Raises DataError if it has fewer."""
+    rows = open_rows(str(data_dir / "conversations.heldout.jsonl"), ("messages",))
+    out = []
+    for row in rows:
+        if row["kind"] == "image_qa_spoken" and len(out) < most:
+            picture, clip = row["messages"][0]["content"]
+            image, spoken = rows.path(picture["image"]), rows.path(clip["audio"])
+            out.append(SceneQuestion(image, row["question"], spoken, row["answer"], row["messages"][1]["content"], row["question_type"]))
+    if len(out) < most:
+        raise DataError(f"{data_dir}: holds {len(out)} held-out scene questions, {most} are needed")
+    return out
+
+
+def replies(omni: Omni, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
+    """What the model answers to each user message, decoded greedily in batches."""
+    out = []
+    for start in range(0, len(contents), BATCH):
+        out += [r.text for r in omni.chat_batch([[{"role": "user", "content": c}] for c in contents[start : start + BATCH]])]
+    return out
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of right answers, its 95 % bootstrap interval, the number of items, and the share by kind of question."""
+
+    share: float
+    interval: tuple[float, float]
+    items: int
+    by_kind: dict[str, float]
+
+
+def accuracy(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Accuracy:
+    """Of replies to `questions`, by the answer slot."""
+    right = [float(is_right(q.answer, text)) for q, text in zip(questions, texts, strict=True)]
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for question, value in zip(questions, right, strict=True):
+        kinds[question.kind].append(value)
+    return Accuracy(sum(right) / len(right), bootstrap_interval(right), len(right), {k: sum(v) / len(v) for k, v in sorted(kinds.items())})
+
+
+@dataclass(frozen=True)
+class SceneResults:
+    """Accuracy by typed and by spoken question; and the baselines: another scene's picture, no picture, the commonest answer to
+    the kind of question."""
+
+    typed: Accuracy
+    spoken: Accuracy
+    swapped: Accuracy
+    withheld: Accuracy
+    majority: Accuracy
+    typed_replies: list[str]
+
+
+def evaluate_scenes(omni: Omni, questions: Sequence[SceneQuestion]) -> SceneResults:
+    """Answer every question in all ways. The swapped picture is that of the next question with another picture."""
+
+    def typed(image: Path | None, question: str) -> list[dict[str, Any]]:
+        text = {"type": "text", "text": question}
+        return [text] if image is None else [{"type": "image", "image": str(image)}, text]
+
+    own = replies(omni, [typed(q.image, q.question) for q in questions])
+    spoken = replies(omni, [[{"type": "image", "image": str(q.image)}, {"type": "audio", "audio": str(q.spoken)}] for q in questions])
+    others = [*questions[1:], questions[0]]
+    swapped = replies(omni, [typed(other.image, q.question) for q, other in zip(questions, others, strict=True)])
+    withheld = replies(omni, [typed(None, q.question) for q in questions])
+    commonest = {kind: Counter(q.answer for q in questions if q.kind == kind).most_common(1)[0][0] for kind in {q.kind for q in questions}}
+    return SceneResults(
+        accuracy(questions, own),
+        accuracy(questions, spoken),
+        accuracy(questions, swapped),
+        accuracy(questions, withheld),
+        accuracy(questions, [commonest[q.kind] for q in questions]),
+        own,
+    )
+
+
+@dataclass(frozen=True)
+class SpeechFit:
+    """Judged by the model's own CTC: nats per character of what it said under its own text and under another's, and how often its own
+    fits better."""
+
+    own: float
+    other: float
+    share: float
+    interval: tuple[float, float]
+    items: int
+    ended: float
+
+
+@torch.inference_mode()
+def speech_fit(omni: Omni, texts: Sequence[str], voice: str | None = None) -> SpeechFit:
+    """Say every different text and ask whose words the sound is: its own, or those of the text nearest to it in length."""
+    texts = list(dict.fromkeys(texts))
+    if len(texts) < 2:
+        raise DataError(f"speech can be told apart only among two or more texts, found {len(texts)}")
+    spoken = [s for start in range(0, len(texts), BATCH) for s in omni.speaker.say(texts[start : start + BATCH], voice, GREEDY)]
+    own, other = [], []
+    for text, speech in zip(texts, spoken, strict=True):
+        rival = min((t for t in texts if t != text), key=lambda t: (abs(len(t) - len(text)), t))
+        own.append(_nats_per_character(omni, speech.waveform, text))
+        other.append(_nats_per_character(omni, speech.waveform, rival))
+    fits = [float(a < b) for a, b in zip(own, other, strict=True)]
+    ended = sum(s.ended for s in spoken) / len(spoken)
+    return SpeechFit(sum(own) / len(own), sum(other) / len(other), sum(fits) / len(fits), bootstrap_interval(fits), len(fits), ended)
+
+
+def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:
+    encoder = omni.model.audio_encoder
+    states, lengths = encoder(omni.log_mel(waveform)[None].to(omni.engine.device))
+    targets = torch.tensor([encode_characters(text)], device=states.device)
+    slots = lengths * encoder.config.ctc_slots
+    nats = ctc_nats(encoder.ctc_logits(states), slots, targets, torch.tensor([targets.shape[1]]), BLANK_ID)
+    # what cannot fit into so little sound is as far from it as a uniform guess of every step
+    infeasible = int(slots) * math.log(N_CHARACTERS) / targets.shape[1]
+    return float(nats / targets.shape[1]) if float(nats) > 0 else float(infeasible)
