@@ -145,7 +145,7 @@ def write_model(
         ["model.safetensors"] if len(parts) == 1 else [f"model-{i:05d}-of-{len(parts):05d}.safetensors" for i in range(1, len(parts) + 1)]
     )
     for file, part in zip(files, parts, strict=True):
-        save_file(part, folder / file, metadata={"format": "pt"})
+        _save_tensors(part, folder / file)
     if len(parts) > 1:
         where = {name: file for file, part in zip(files, parts, strict=True) for name in part}
         size = sum(tensor.nbytes for part in parts for tensor in part.values())
@@ -155,6 +155,11 @@ def write_model(
     model = config.model_dump(mode="json")
     about = {"format": FORMAT, "components": list(components), "model": model, "extra": extra or {}}
     write_json(folder / CONFIG, about | {"weights": files, "tied": tied, "tokenizer": TOKENIZER if tokenizer is not None else None})
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors makes files that their owner alone may read
 
 
 def save_model(
@@ -277,7 +282,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def save_training_state(folder: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Write what a run needs to continue, beside its model, into `folder`, which the caller makes atomic."""
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, folder / STATE_TENSORS)
+    _save_tensors({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, folder / STATE_TENSORS)
     write_json(folder / STATE_VALUES, dict(values))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from datetime import timedelta
 
@@ -63,9 +64,15 @@ def setup(on: torch.device) -> bool:
 
 
 def cleanup() -> None:
-    """Leave the group that `setup` joined."""
+    """Leave the group that `setup` joined.
+
+    Gloo's threads live as long as anything refers to the group, and one that is still letting go of a tensor when Python shuts down
+    aborts the process (pytorch issue 190489): so what refers to it in a cycle goes now.
+    """
     if dist.is_initialized():
+        barrier()
         dist.destroy_process_group()
+        gc.collect()
 
 
 def barrier() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from omni.cli.output import note
+from omni.cli.output import note, print_json
+from omni.config import RunConfig, apply_overrides, parse, read_json
+from omni.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
     """Add `data`."""
     group = typer.Typer(help="Make and measure data sets.", no_args_is_help=True)
     group.command("pocket")(pocket)
+    group.command("plan")(plan)
     app.add_typer(group, name="data")
 
 
@@ -27,3 +30,47 @@ def pocket(
     from omni.data.worlds.pocket import generate_pocket
 
     generate_pocket(out, size, seed=seed, workers=workers, on_progress=note)
+
+
+def plan(
+    sources: Annotated[list[str], typer.Argument(help="manifests (.jsonl, .csv, .parquet) or Hugging Face data sets")],
+    config: Annotated[Path | None, typer.Option(help="run configuration (JSON) to write into; made if it does not exist")] = None,
+    stage: Annotated[str | None, typer.Option(help="stage that the data is for; default: the configuration's")] = None,
+    preset: Annotated[str | None, typer.Option(help="model size; default: the configuration's, or tiny")] = None,
+    epochs: Annotated[float, typer.Option(min=0.0, help="passes over the data")] = 1.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="sequences per step; default: the configuration's")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="tokenizer.model to count in; default: one trained on a sample")] = None,
+    skip_text_tokenization: Annotated[bool, typer.Option(help="do not count tokens, take --assume-text-tokens")] = False,
+    assume_text_tokens: Annotated[int | None, typer.Option(min=1, help="tokens of the whole data set")] = None,
+    dry_run: Annotated[bool, typer.Option(help="print only")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the plan as one JSON object")] = False,
+) -> None:
+    """Measure data and write the steps, warm-up and vocabulary that fit it into a run configuration. Interrupted, the same command continues."""
+    from omni.checkpoint import write_json
+    from omni.data import plan as planning
+
+    if skip_text_tokenization != (assume_text_tokens is not None):
+        raise ConfigError("--skip-text-tokenization and --assume-text-tokens N go together")
+    if config is None and not dry_run:
+        raise ConfigError("--config names the file to write into; without it, use --dry-run")
+    raw = read_json(config) if config is not None and config.exists() else {"out_dir": f"runs/{config.stem if config else stage}"}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{config}: expected an object of settings")
+    flags: dict[str, Any] = {"stage": stage, "preset": preset, "train.batch_size": batch_size}
+    raw = apply_overrides(raw, [f"{name}={value}" for name, value in flags.items() if value is not None])
+    if "stage" not in raw:
+        raise ConfigError(f"which stage is the data for? Name it with --stage: {', '.join(planning.FIELDS)}")
+    run = parse(RunConfig, raw, str(config or "the flags"))
+    work = None if config is None or dry_run else config.with_name(f".{config.name}.plan")
+    found = planning.plan(sources, run, epochs=epochs, tokenizer=tokenizer, assume_text_tokens=assume_text_tokens, work=work)
+    if config is not None and not dry_run:
+        raw = apply_overrides(raw, planning.settings(found, sources))
+        parse(RunConfig, raw, str(config))
+        config.parent.mkdir(parents=True, exist_ok=True)
+        write_json(config, raw)
+        note(f"wrote {config}")
+    if as_json:
+        print_json(vars(found))
+    else:
+        for name, value in vars(found).items():
+            print(f"{name:14} {value}")

@@ -31,9 +31,10 @@ Strict = Annotated[bool, typer.Option(help="make it an error when something does
 
 
 def register(app: typer.Typer) -> None:
-    """Add the five verbs."""
+    """Add the five verbs, and the flags of `infer_chat.py`."""
     for command in (ask, say, transcribe, describe, chat):
         app.command()(command)
+    app.command("infer-chat", hidden=True)(infer_chat)
 
 
 def _load(checkpoint: Path | None, device: str | None) -> Omni:

@@ -31,6 +31,7 @@ def pack(documents: Iterable[D], encode: Callable[[D], list[int]], folder: Path,
     identity = hashlib.sha256(source.encode()).hexdigest()
     meta, progress, tokens = folder / "meta.json", folder / "progress.json", folder / "tokens.bin"
     if meta.exists() and json.loads(meta.read_text())["identity"] == identity:
+        progress.unlink(missing_ok=True)  # a run killed between its last two lines leaves it
         return
     meta.unlink(missing_ok=True)
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -64,8 +65,14 @@ class PackedText:
         meta = json.loads((folder / "meta.json").read_text())
         self.length, self.n_documents, self.n_tokens = length, meta["documents"], meta["tokens"]
         if self.n_tokens <= length:
-            raise DataError(f"{folder}: {self.n_tokens} tokens do not fill one context of {length}; add text or shorten thinker.context_length")
+            raise DataError(
+                f"{folder}: {self.n_tokens} tokens do not fill one context of {length}; add text or shorten thinker.context_length"
+            )
         self._tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+        if len(self._tokens) != self.n_tokens:
+            raise DataError(
+                f"{folder}/tokens.bin: {len(self._tokens)} tokens, but meta.json says {self.n_tokens}; delete the folder to pack again"
+            )
 
     def __len__(self) -> int:
         return (self.n_tokens - 1) // self.length

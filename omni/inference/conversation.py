@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omni.audio import load_audio
 from omni.chat import Message
 from omni.errors import DataError
 from omni.image import load_image
@@ -16,7 +15,7 @@ from omni.inference.sampling import Sampling
 
 
 class Conversation:
-    """Messages in order. Attached media go with the next thing that is said."""
+    """Messages in order. Media are read when they are attached, kept, and go with the next thing that is said."""
 
     def __init__(self, omni: Omni, sampling: Sampling) -> None:
         self.omni, self.sampling = omni, sampling
@@ -29,30 +28,32 @@ class Conversation:
         self._attached: list[dict[str, Any]] = []
 
     def attach(self, kind: str, file: str) -> None:
-        """Show a picture or play a sound with the next message. Raises DataError at once if the file is no use."""
+        """Show a picture ("image") or play a sound ("audio") with the next message. Raises DataError at once if the file is no use."""
+        assert kind in ("image", "audio")
         if not file:
             raise DataError(f"/{kind} needs a file name")
-        (load_image if kind == "image" else load_audio)(file)
-        self._attached.append({"type": kind, kind: file})
+        value = load_image(file) if kind == "image" else self.omni.waveform(file)
+        self._attached.append({"type": kind, kind: value, "file": file})
 
     def send(self, text: str) -> Iterator[str]:
-        """Say something; yields the reply in pieces. Only a whole exchange enters the history."""
+        """Say something; yields the reply in pieces. Only a whole exchange enters the history: one that fails or is broken off can be
+        tried again, with what was attached."""
         content = self._attached + ([{"type": "text", "text": text}] if text else [])
         if not content:
             raise DataError("nothing was said")
         message = {"role": "user", "content": content}
-        self.notices, pieces = self.omni.chat_stream([*self.messages, message], self.sampling)
+        self.notices, events = self.omni.chat_stream([*self.messages, message], self.sampling)
         reply = ""
-        for piece in pieces:
-            reply += piece
-            yield piece
+        for event in events:
+            reply += event.text
+            yield event.text
         self.messages += [message, {"role": "assistant", "content": reply}]
         self._attached = []
 
     @property
     def last_reply(self) -> str:
-        """The assistant's latest words."""
-        return str(self.messages[-1]["content"])
+        """The assistant's latest words, empty before the first."""
+        return str(self.messages[-1]["content"]) if self.messages else ""
 
     @property
     def n_replies(self) -> int:
@@ -60,8 +61,13 @@ class Conversation:
         return len(self.messages) // 2
 
     def save(self, path: Path) -> None:
-        """Write the messages as JSON. Raises DataError if the file cannot be written."""
+        """Write the messages as JSON, media by the names of their files. Raises DataError if the file cannot be written."""
+        messages = [m if isinstance(m["content"], str) else m | {"content": [_by_name(part) for part in m["content"]]} for m in self.messages]
         try:
-            path.write_text(json.dumps({"messages": self.messages}, indent=1, ensure_ascii=False), encoding="utf-8")
+            path.write_text(json.dumps({"messages": messages}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _by_name(part: dict[str, Any]) -> dict[str, Any]:
+    return {"type": part["type"], part["type"]: part["file"]} if "file" in part else part

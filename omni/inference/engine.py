@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from omni.audio import SILENCE
 from omni.chat import Rendered
 from omni.inference.sampling import Sampling, sample
 from omni.omni_model import OmniModel
-from omni.tokenizer import BPETokenizer
+from omni.tokenizer import SPECIAL_TOKENS, BPETokenizer
+
+Stopped = Literal["end", "stop", "limit"]  # the model ended its turn, said a stop text, or ran out of tokens or context
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,58 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generation:
-    """The ids of a reply without its end of turn; `ended` is false when it ran into the limit."""
+    """A reply: its text, up to a stop text if it met one, and its ids without the end of turn."""
 
+    text: str
     ids: list[int]
-    ended: bool
+    stopped: Stopped
+
+
+@dataclass(frozen=True)
+class TextEvent:
+    """What a stream adds to the reply: whole characters only. `stopped` is set in the last event, whose text may be empty."""
+
+    text: str
+    stopped: Stopped | None
+
+
+class _Row:
+    """One reply on its way."""
+
+    def __init__(self, limit: int, sampling: Sampling, tokenizer: BPETokenizer) -> None:
+        self.limit, self.sampling, self.tokenizer = limit, sampling, tokenizer
+        self.generator = torch.Generator().manual_seed(sampling.seed)
+        self.ids: list[int] = []
+        self.text = ""
+        self.stopped: Stopped | None = None
+
+    def choose(self, logits: Tensor) -> None:
+        """Take the next token from logits (V,)."""
+        token = sample(logits, self.sampling, self.ids, self.generator)
+        if token == self.tokenizer.end_id:
+            self.stopped = "end"
+            return
+        self.ids.append(token)
+        self.text = self.tokenizer.decode(self.ids)
+        found = [at for at in map(self.text.find, self.sampling.stop) if at >= 0]
+        if found:
+            self.text = self.text[: min(found)]
+            self.stopped = "stop"
+        elif len(self.ids) == self.limit:
+            self.stopped = "limit"
+
+    def certain(self) -> str:
+        """The part of the text that no later token can change: without half a character, or what may become a stop text."""
+        if self.stopped is not None:
+            return self.text
+        text = self.text.rstrip("\N{REPLACEMENT CHARACTER}")
+        starts = [len(text) - n for stop in self.sampling.stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
+        return text[: min(starts, default=len(text))]
+
+    def generation(self) -> Generation:
+        """The reply, once it has stopped."""
+        assert self.stopped is not None
+        return Generation(self.text, self.ids, self.stopped)
 
 
 class Engine:
@@ -40,6 +91,9 @@ class Engine:
 
     def __init__(self, model: OmniModel, tokenizer: BPETokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
+        ids = torch.arange(model.config.thinker.vocab_size)
+        # no marker but the end of turn is ever said, nor an id that the tokenizer has no text for
+        self._unsayable = (((ids < len(SPECIAL_TOKENS)) & (ids != tokenizer.end_id)) | (ids >= tokenizer.vocab_size)).to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -48,58 +102,48 @@ class Engine:
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
         """A reply to every prompt, decoded together."""
-        ids: list[list[int]] = [[] for _ in prompts]
-        ended = [False] * len(prompts)
-        for row, token in self._tokens(prompts, sampling):
-            if token is None:
-                ended[row] = True
-            else:
-                ids[row].append(token)
-        return [Generation(i, e) for i, e in zip(ids, ended, strict=True)]
+        if not prompts:
+            return []
+        rows = [self._row(prompt, sampling) for prompt in prompts]
+        for _ in self._decode(prompts, rows):
+            pass
+        return [row.generation() for row in rows]
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """The reply in pieces as they are decoded, never half a character; joined, it is what `generate` gives."""
-        ids: list[int] = []
-        said = ""
-        for _, token in self._tokens([prompt], sampling):
-            if token is not None:
-                ids.append(token)
-                text = self.tokenizer.decode(ids)
-                if not text.endswith("\N{REPLACEMENT CHARACTER}") and len(text) > len(said):
-                    yield text[len(said) :]
-                    said = text
-        rest = self.tokenizer.decode(ids)[len(said) :]
-        if rest:
-            yield rest
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[TextEvent]:
+        """The reply in pieces as they are decoded; joined, it is what `generate` gives. Closing the iterator cancels the reply."""
+        row = self._row(prompt, sampling)
+        said = 0
+        for _ in self._decode([prompt], [row]):
+            text = row.certain()
+            if len(text) > said or row.stopped is not None:
+                yield TextEvent(text[said:], row.stopped)
+                said = len(text)
+
+    def _row(self, prompt: Prompt, sampling: Sampling) -> _Row:
+        room = self.model.config.thinker.context_length - len(prompt.rendered.input_ids)
+        assert room > 0, "render() reserves room for the reply"
+        return _Row(min(sampling.max_new_tokens, room), sampling, self.tokenizer)
 
     @torch.inference_mode()
-    def _tokens(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, int | None]]:
-        """(row, token) as they come; (row, None) when a row ends its turn. A finished row leaves the batch."""
-        lengths = [len(p.rendered.input_ids) for p in prompts]
-        room = self.model.config.thinker.context_length - max(lengths)
-        steps = min(sampling.max_new_tokens, room)
-        assert steps > 0, "render() reserves room for the reply"
+    def _decode(self, prompts: Sequence[Prompt], rows: Sequence[_Row]) -> Iterator[None]:
+        """Give every row its tokens, one at each step, until all have stopped. A row that has stopped leaves the batch."""
         thinker = self.model.thinker
-        cache = thinker.make_cache(len(prompts), max(lengths) + steps)
+        lengths = [len(p.rendered.input_ids) for p in prompts]
+        cache = thinker.make_cache(len(prompts), max(n + row.limit for n, row in zip(lengths, rows, strict=True)))
         states = thinker.hidden_states(embeddings=self._embed(prompts), lengths=lengths, cache=cache)
         last = states[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # (B, d)
-        rows = list(range(len(prompts)))
-        seen: list[list[int]] = [[] for _ in prompts]
-        generators = [torch.Generator().manual_seed(sampling.seed) for _ in prompts]
-        for step in range(steps):
-            logits = thinker.lm_head(last)
-            tokens = [sample(logits[i], sampling, seen[row], generators[row]) for i, row in enumerate(rows)]
-            going = [i for i, token in enumerate(tokens) if token != self.tokenizer.end_id]
-            for i, token in enumerate(tokens):
-                yield rows[i], token if i in going else None
-                seen[rows[i]].append(token)
-            if not going or step == steps - 1:
+        while True:
+            logits = thinker.lm_head(last).masked_fill(self._unsayable, -torch.inf)
+            for row, choices in zip(rows, logits, strict=True):
+                row.choose(choices)
+            yield
+            going = [i for i, row in enumerate(rows) if row.stopped is None]
+            if not going:
                 return
             if len(going) < len(rows):
                 rows = [rows[i] for i in going]
-                tokens = [tokens[i] for i in going]
                 cache.select(going)
-            last = thinker.hidden_states(torch.tensor(tokens, device=self.device)[:, None], cache=cache)[:, 0]
+            last = thinker.hidden_states(torch.tensor([[row.ids[-1]] for row in rows], device=self.device), cache=cache)[:, 0]
 
     def _embed(self, prompts: Sequence[Prompt]) -> Tensor:
         """Embeddings (B,T,d), right-padded, with all media in place."""

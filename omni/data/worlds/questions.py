@@ -1,15 +1,19 @@
-"""What can be said and asked about a scene: captions, and seven kinds of questions with full-sentence answers."""
+"""What can be said and asked about a scene: captions, and eight kinds of questions with full-sentence answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations as pairs_of
 from random import Random
 
-from omni.data.worlds.scenes import COLOURS, RADII, SHAPES, SIZE, Scene, Thing
+from omni.data.worlds.scenes import ALL_COMBINATIONS, COLOURS, RADII, SHAPES, SIZE, Combination, Scene, Thing
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
 MARGIN = 14  # pixels by which a position or an order must be clear
+ANSWER_FAMILIES = (tuple(COLOURS), SHAPES, tuple(RADII), NUMBERS, PLACES)
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,29 @@ class Question:
     answer: str
 
 
-def caption(scene: Scene) -> str:
-    """All things from left to right: "A big red star, a small blue circle and a green square."""
+def a(noun: str) -> str:
+    """The noun with its indefinite article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def caption(scene: Scene, rng: Random | None = None) -> str:
+    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may tell where things are."""
+    style = rng.random() if rng else 0.0
     names = [f"a {t.size} {t.name}" for t in sorted(scene.things, key=lambda t: t.x)]
-    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"{text[0].upper()}{text[1:]}."
+    if style > 0.75:
+        places = [_place(t) for t in sorted(scene.things, key=lambda t: t.x)]
+        names = [f"{name} at the {place}" if place else name for name, place in zip(names, places, strict=True)]
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if rng and 0.5 < style <= 0.75:
+        listed = f"{rng.choice(('there is', 'I see', 'the picture shows'))} {listed}"
+    return f"{listed[0].upper()}{listed[1:]}."
+
+
+def _place(thing: Thing) -> str | None:
+    """The quarter of the picture, unless too near the middle to say."""
+    if min(abs(thing.x - SIZE / 2), abs(thing.y - SIZE / 2)) <= MARGIN:
+        return None
+    return f"{'top' if thing.y < SIZE / 2 else 'bottom'} {'left' if thing.x < SIZE / 2 else 'right'}"
 
 
 def _alone(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:
@@ -35,114 +57,113 @@ def _alone(scene: Scene, key: Callable[[Thing], object]) -> list[Thing]:
     return [t for t in scene.things if keys.count(key(t)) == 1]
 
 
-def _colour(scene: Scene, rng: Random) -> Question | None:
-    things = _alone(scene, lambda t: t.shape)
-    if not things:
-        return None
-    t = rng.choice(things)
-    return Question("colour", f"What colour is the {t.shape}?", f"The {t.shape} is {t.colour}.", t.colour)
+def _colour(scene: Scene) -> Iterator[Question]:
+    for t in _alone(scene, lambda t: t.shape):
+        yield Question("colour", f"What colour is the {t.shape}?", f"The {t.shape} is {t.colour}.", t.colour)
 
 
-def _shape(scene: Scene, rng: Random) -> Question | None:
-    things = _alone(scene, lambda t: t.colour)
-    if not things:
-        return None
-    t = rng.choice(things)
-    return Question("shape", f"What shape is the {t.colour} thing?", f"The {t.colour} thing is a {t.shape}.", t.shape)
+def _shape(scene: Scene) -> Iterator[Question]:
+    for t in _alone(scene, lambda t: t.colour):
+        yield Question("shape", f"What shape is the {t.colour} thing?", f"The {t.colour} thing is a {t.shape}.", t.shape)
 
 
-def _count(scene: Scene, rng: Random) -> Question | None:
-    what = rng.choice(("thing", "shape", "colour"))
-    if what == "thing":
-        noun, n = "thing", len(scene.things)
-    elif what == "shape":
-        noun = rng.choice([t.shape for t in scene.things] + [rng.choice(SHAPES)])
-        n = sum(t.shape == noun for t in scene.things)
-    else:
-        colour = rng.choice([t.colour for t in scene.things] + [rng.choice(tuple(COLOURS))])
-        noun, n = f"{colour} thing", sum(t.colour == colour for t in scene.things)
-    number = NUMBERS[n]
-    sentence = f"There is one {noun}." if n == 1 else f"There are {number} {noun}s."
-    return Question("count", f"How many {noun}s are there?", sentence, number)
+def _size(scene: Scene) -> Iterator[Question]:
+    for t in _alone(scene, lambda t: t.name):
+        yield Question("size", f"What size is the {t.name}?", f"The {t.name} is {t.size}.", t.size)
 
 
-def _position(scene: Scene, rng: Random) -> Question | None:
-    things = [t for t in _alone(scene, lambda t: t.name) if abs(t.x - SIZE / 2) > MARGIN and abs(t.y - SIZE / 2) > MARGIN]
-    if not things:
-        return None
-    t = rng.choice(things)
-    place = f"{'top' if t.y < SIZE / 2 else 'bottom'} {'left' if t.x < SIZE / 2 else 'right'}"
-    return Question("position", f"Where is the {t.name}?", f"The {t.name} is at the {place}.", place)
+def _count(scene: Scene) -> Iterator[Question]:
+    counts = {"thing": len(scene.things)}
+    counts |= {shape: sum(t.shape == shape for t in scene.things) for shape in SHAPES}
+    counts |= {f"{colour} thing": sum(t.colour == colour for t in scene.things) for colour in COLOURS}
+    for noun, n in counts.items():
+        sentence = f"There is one {noun}." if n == 1 else f"There are {NUMBERS[n]} {noun}s."
+        yield Question("count", f"How many {noun}s are there?", sentence, NUMBERS[n])
 
 
-def _pair(scene: Scene, rng: Random) -> tuple[Thing, Thing] | None:
-    things = _alone(scene, lambda t: t.shape)
-    if len(things) < 2:
-        return None
-    a, b = rng.sample(things, 2)
-    return a, b
+def _position(scene: Scene) -> Iterator[Question]:
+    for t in _alone(scene, lambda t: t.name):
+        place = _place(t)
+        if place:
+            yield Question("position", f"Where is the {t.name}?", f"The {t.name} is at the {place}.", place)
 
 
-def _comparison(scene: Scene, rng: Random) -> Question | None:
-    pair = _pair(scene, rng)
-    if pair is None or pair[0].size == pair[1].size:
-        return None
-    a, b = pair
-    word = rng.choice(("bigger", "smaller"))
-    first = (RADII[a.size] > RADII[b.size]) == (word == "bigger")
-    winner = a if first else b
-    return Question("comparison", f"Which is {word}, the {a.shape} or the {b.shape}?", f"The {winner.shape} is {word}.", winner.shape)
+def _comparison(scene: Scene) -> Iterator[Question]:
+    for a, b in _ordered_pairs(scene):
+        for word, sign in (("bigger", 1), ("smaller", -1)):
+            difference = sign * (RADII[a.size] - RADII[b.size])
+            if difference:
+                winner = a.shape if difference > 0 else b.shape
+                yield Question("comparison", f"Which is {word}, the {a.shape} or the {b.shape}?", f"The {winner} is {word}.", winner)
 
 
-def _yes_no(scene: Scene, rng: Random) -> Question:
-    there = {t.name for t in scene.things}
-    if rng.random() < 0.5:
-        name = rng.choice(sorted(there))
-        return Question("yes_no", f"Is there a {name}?", f"Yes, there is a {name}.", "yes")
-    seen = rng.choice(scene.things)  # a near miss: right in one attribute
-    while True:
-        name = rng.choice((f"{rng.choice(tuple(COLOURS))} {seen.shape}", f"{seen.colour} {rng.choice(SHAPES)}"))
-        if name not in there:
-            return Question("yes_no", f"Is there a {name}?", f"No, there is no {name}.", "no")
+def _relation(scene: Scene) -> Iterator[Question]:
+    for a, b in _ordered_pairs(scene):
+        for word, gap in (("left of", b.x - a.x), ("right of", a.x - b.x), ("above", b.y - a.y), ("below", a.y - b.y)):
+            if gap >= MARGIN:
+                yield Question("relation", f"Is the {a.shape} {word} the {b.shape}?", f"Yes, the {a.shape} is {word} the {b.shape}.", "yes")
+            elif gap <= -MARGIN:
+                yield Question("relation", f"Is the {a.shape} {word} the {b.shape}?", f"No, the {a.shape} is not {word} the {b.shape}.", "no")
 
 
-def _relation(scene: Scene, rng: Random) -> Question | None:
-    pair = _pair(scene, rng)
-    if pair is None:
-        return None
-    a, b = pair
-    word, gap = rng.choice((("left of", b.x - a.x), ("right of", a.x - b.x), ("above", b.y - a.y), ("below", a.y - b.y)))
-    if abs(gap) < MARGIN:
-        return None
-    yes = gap > 0
-    sentence = f"Yes, the {a.shape} is {word} the {b.shape}." if yes else f"No, the {a.shape} is not {word} the {b.shape}."
-    return Question("relation", f"Is the {a.shape} {word} the {b.shape}?", sentence, "yes" if yes else "no")
+def _ordered_pairs(scene: Scene) -> Iterator[tuple[Thing, Thing]]:
+    """Pairs of things that are the only one of their shape, both ways round."""
+    for one, other in pairs_of(_alone(scene, lambda t: t.shape), 2):
+        yield one, other
+        yield other, one
 
 
-KINDS: dict[str, Callable[[Scene, Random], Question | None]] = {
-    "colour": _colour,
-    "shape": _shape,
-    "count": _count,
-    "position": _position,
-    "comparison": _comparison,
-    "yes_no": _yes_no,
-    "relation": _relation,
-}
+def _yes_no(scene: Scene, combinations: Sequence[Combination]) -> Iterator[Question]:
+    """About what is there, and about near misses: right in one attribute."""
+    there = dict.fromkeys((t.colour, t.shape) for t in scene.things)
+    for colour, shape in there:
+        name = a(f"{colour} {shape}")
+        yield Question("yes_no", f"Is there {name}?", f"Yes, there is {name}.", "yes")
+    for colour, shape in combinations:
+        if (colour, shape) not in there and any((colour == c) or (shape == s) for c, s in there):
+            yield Question("yes_no", f"Is there {a(f'{colour} {shape}')}?", f"No, there is no {colour} {shape}.", "no")
+
+
+KINDS = ("colour", "shape", "size", "count", "position", "comparison", "relation", "yes_no")
+
+
+def questions(scene: Scene, rng: Random, combinations: Sequence[Combination] = ALL_COMBINATIONS) -> list[Question]:
+    """Every question that this scene answers without doubt, shuffled. Near misses come from `combinations`."""
+    found = [q for kind in (_colour, _shape, _size, _count, _position, _comparison, _relation) for q in kind(scene)]
+    found += _yes_no(scene, combinations)
+    rng.shuffle(found)
+    return found
+
+
+class Balance:
+    """Picks questions so that every kind is asked as often, and every answer given to a question as often, as the scenes allow:
+    who does not look can only guess."""
+
+    def __init__(self) -> None:
+        self._kinds: Counter[str] = Counter()
+        self._answers: Counter[tuple[str, str]] = Counter()
+
+    def pick(self, options: Sequence[Question]) -> Question:
+        """The most wanted of the `options`; the first of equals."""
+        best = min(options, key=lambda q: (self._kinds[q.kind], self._answers[q.question, q.answer]))
+        self._kinds[best.kind] += 1
+        self._answers[best.question, best.answer] += 1
+        return best
 
 
 def ask(scene: Scene, rng: Random) -> Question:
-    """A question that this scene answers without doubt; kinds are tried in random order."""
-    for kind in rng.sample(tuple(KINDS), len(KINDS)):
-        question = KINDS[kind](scene, rng)
-        if question is not None:
-            return question
-    raise AssertionError("a yes-or-no question is always possible")
+    """One question, of a random kind."""
+    options = questions(scene, rng)
+    kind = rng.choice(sorted({q.kind for q in options}))
+    return next(q for q in options if q.kind == kind)
 
 
-def is_right(question_answer: str, reply: str) -> bool:
-    """Whether a reply gives the answer slot as whole words, and does not begin with the opposite yes or no."""
+def is_right(answer: str, reply: str) -> bool:
+    """Whether a reply gives the answer slot as whole words and no rival to it ("red" is not in "The circle is red and blue."), or begins with
+    the right yes or no."""
     words = "".join(c if c.isalnum() else " " for c in reply.lower()).split()
-    wanted = question_answer.split()
-    if wanted[0] in ("yes", "no"):
-        return words[:1] == wanted
-    return any(words[i : i + len(wanted)] == wanted for i in range(len(words)))
+    if answer in ("yes", "no"):
+        return words[:1] == [answer]
+    text = f" {' '.join(words)} "
+    family = next((f for f in ANSWER_FAMILIES if answer in f), ())
+    return f" {answer} " in text and not any(f" {rival} " in text for rival in family if rival != answer)

@@ -1,4 +1,4 @@
-"""Pictures of the pocket world: coloured shapes on a noisy ground, with clutter and partial overlap."""
+"""Pictures of the pocket world: coloured shapes on plain, shaded or noisy grounds, with clutter and partial overlap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-SIZE = 224
+SIZE = 224  # pixels
+SUPERSAMPLING = 2
 SHAPES = ("circle", "square", "triangle", "star", "diamond")
 COLOURS = {
     "red": (214, 40, 40),
@@ -23,11 +24,20 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 RADII = {"small": 17, "medium": 27, "big": 40}
-# Never in a training picture: an unseen scene holds at least one of these.
-HELD_OUT_COMBINATIONS = (("red", "star"), ("blue", "circle"), ("green", "triangle"), ("yellow", "square"), ("purple", "diamond"), ("black", "circle"))
-SEEN_COMBINATIONS = tuple((c, s) for c in COLOURS for s in SHAPES if (c, s) not in HELD_OUT_COMBINATIONS)
-GRAIN = 8  # pixels: noise in squares of this size, which PNG packs well
 GROUNDS = ((176, 176, 168), (150, 168, 182), (186, 170, 158), (160, 178, 160), (172, 160, 178))
+
+Combination = tuple[str, str]
+ALL_COMBINATIONS: tuple[Combination, ...] = tuple((c, s) for c in COLOURS for s in SHAPES)
+# In no training picture, nor asked about there; words spoken or written elsewhere may pair them.
+HELD_OUT_COMBINATIONS: tuple[Combination, ...] = (
+    *(("red", "star"), ("blue", "circle"), ("green", "triangle"), ("yellow", "square")),
+    *(("purple", "diamond"), ("black", "circle"), ("white", "triangle"), ("orange", "star")),
+)
+SEEN_COMBINATIONS = tuple(c for c in ALL_COMBINATIONS if c not in HELD_OUT_COMBINATIONS)
+
+LIKENESS = 0.35  # how often a thing shares its colour or shape with an earlier one, so that there is something to count
+NEAREST = 0.85  # centres are at least this share of the two radii apart: at most about a quarter of a thing is covered
+MIN_DX = 8  # pixels, so that "from left to right" is plain to see
 
 
 @dataclass(frozen=True)
@@ -48,54 +58,76 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in drawing order; `ground` and `noise_seed` decide the rest of the picture."""
+    """Objects in drawing order; `noise_seed` decides ground and clutter."""
 
     things: tuple[Thing, ...]
-    ground: int
     noise_seed: int
 
-
-def random_scene(rng: Random, n_things: int, *, unseen: bool) -> Scene:
-    """A scene of `n_things`, each at most a fifth covered. An unseen scene holds at least one held-out combination, others none."""
-    combinations: list[tuple[str, str]] = [rng.choice(SEEN_COMBINATIONS) for _ in range(n_things)]
-    if unseen:
-        combinations[rng.randrange(n_things)] = rng.choice(HELD_OUT_COMBINATIONS)
-    things: list[Thing] = []
-    for colour, shape in combinations:
-        size = rng.choice(tuple(RADII))
-        things.append(Thing(colour, shape, size, *_free_place(rng, RADII[size], things)))
-    return Scene(tuple(things), rng.randrange(len(GROUNDS)), rng.randrange(2**31))
+    @property
+    def is_unseen(self) -> bool:
+        """Whether it holds a held-out combination of colour and shape."""
+        return any((t.colour, t.shape) in HELD_OUT_COMBINATIONS for t in self.things)
 
 
-def _free_place(rng: Random, radius: int, others: Sequence[Thing]) -> tuple[int, int]:
-    """The first of 40 random places with little overlap, else the one with least."""
-    best, best_gap = (0, 0), -math.inf
+def random_scene(rng: Random, n_things: int, combinations: Sequence[Combination] = ALL_COMBINATIONS) -> Scene:
+    """A scene of `n_things` (1 to 6), each of one of the `combinations` of colour and shape."""
+    assert 1 <= n_things <= 6, n_things
+    while True:
+        things: list[Thing] = []
+        for _ in range(n_things):
+            alike = [c for c in combinations if any((c[0] == t.colour) != (c[1] == t.shape) for t in things)]
+            colour, shape = rng.choice(alike if alike and rng.random() < LIKENESS else combinations)
+            size = rng.choice(tuple(RADII))
+            place = _free_place(rng, RADII[size], things)
+            if place is None:
+                break
+            things.append(Thing(colour, shape, size, *place))
+        else:
+            return Scene(tuple(things), rng.randrange(2**31))
+
+
+def _free_place(rng: Random, radius: int, others: Sequence[Thing]) -> tuple[int, int] | None:
+    """The first of 40 random places that leaves the others to be seen."""
     for _ in range(40):
         x, y = rng.randrange(radius + 2, SIZE - radius - 2), rng.randrange(radius + 2, SIZE - radius - 2)
-        gap = min((math.dist((x, y), (o.x, o.y)) - 0.9 * (radius + RADII[o.size]) for o in others), default=math.inf)
-        if gap >= 0:
+        if all(abs(x - o.x) >= MIN_DX and math.dist((x, y), (o.x, o.y)) >= NEAREST * (radius + RADII[o.size]) for o in others):
             return x, y
-        if gap > best_gap:
-            best, best_gap = (x, y), gap
-    return best
+    return None
 
 
 def render(scene: Scene) -> Image.Image:
     """224 x 224 RGB, drawn twice as large and scaled down."""
     noise = np.random.default_rng(scene.noise_seed)
-    canvas = Image.new("RGB", (2 * SIZE, 2 * SIZE), GROUNDS[scene.ground])
+    canvas = Image.new("RGB", (SUPERSAMPLING * SIZE,) * 2, GROUNDS[noise.integers(len(GROUNDS))])
     draw = ImageDraw.Draw(canvas)
-    for x, y, dx, dy in noise.integers(0, 2 * SIZE, (6, 4)):
-        draw.line((x, y, x + (dx - SIZE) / 4, y + (dy - SIZE) / 4), fill=(120, 120, 120), width=3)
+    shade = int(noise.integers(90, 150))
+    for x, y, dx, dy in noise.integers(0, SUPERSAMPLING * SIZE, (noise.integers(0, 11), 4)):
+        draw.line((x, y, x + (dx - SIZE) / 4, y + (dy - SIZE) / 4), fill=(shade,) * 3, width=3)
     for thing in scene.things:
         _draw(draw, thing)
     small = np.asarray(canvas.resize((SIZE, SIZE), Image.Resampling.BOX), dtype=np.int16)
-    grain = noise.integers(-6, 7, (SIZE // GRAIN, SIZE // GRAIN, 1), dtype=np.int16).repeat(GRAIN, 0).repeat(GRAIN, 1)
-    return Image.fromarray((small + grain).clip(0, 255).astype(np.uint8))
+    return Image.fromarray((small + _relief(noise)).clip(0, 255).astype(np.uint8))
+
+
+def _relief(noise: np.random.Generator) -> np.ndarray:
+    """What is added to all colours, (SIZE, SIZE, 1): nothing, a slope of light, or noise. Squares of 4 or 8 pixels keep the PNG small."""
+    kind = noise.integers(3)
+    if kind == 0:
+        return np.zeros((SIZE, SIZE, 1), dtype=np.int16)
+    grain = int(noise.choice((4, 8)))
+    n = SIZE // grain
+    if kind == 1:
+        dx, dy = noise.uniform(-18, 18, 2)
+        slope = np.linspace(-dx, dx, n)[None, :] + np.linspace(-dy, dy, n)[:, None]
+        cells = slope.round().astype(np.int16)
+    else:
+        depth = int(noise.integers(4, 13))
+        cells = noise.integers(-depth, depth + 1, (n, n), dtype=np.int16)
+    return cells.repeat(grain, 0).repeat(grain, 1)[..., None]
 
 
 def _draw(draw: ImageDraw.ImageDraw, thing: Thing) -> None:
-    r, x, y = 2 * RADII[thing.size], 2 * thing.x, 2 * thing.y
+    r, x, y = SUPERSAMPLING * RADII[thing.size], SUPERSAMPLING * thing.x, SUPERSAMPLING * thing.y
     fill, outline = COLOURS[thing.colour], (70, 70, 70)
     if thing.shape == "circle":
         draw.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=outline, width=3)

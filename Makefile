@@ -1,0 +1,38 @@
+# make demo    from nothing to a trained small model that answers a spoken question about a picture (under 10 minutes on two cores)
+# make test    the tests              make check   format, lint, types, import contract, fast tests
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: install demo demo-from-nothing test check format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: demo-from-nothing
+
+demo-from-nothing: install
+	$(BIN)/muomni demo --out runs/pocket-nano
+
+test: install
+	$(BIN)/python -m pytest -n 2 --durations 10
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,67 @@
+"""How many parameters each component has, counted from its modules.
+
+The documents' table counts backbones. What was added to make them work has rows of its own, so that nothing is hidden and the table
+can be compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+# row: the component it is part of, and the submodules or parameters that it counts
+ADDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ctc_head": ("audio_encoder", ("ctc_head",)),
+    "talker_conditioning": ("talker", ("conditioning",)),
+    "talker_rest_heads": ("talker", ("rest_mix", "rest_head")),
+    "talker_begin_end": ("talker", ("begin", "end_head")),
+    "codec_strides": ("codec", ("encoder", "decoder")),
+}
+MEANINGS = {
+    "thinker": "language model: embedding, transformer, LM head",
+    "vision_encoder": "patches, CLS, positions, transformer",
+    "audio_encoder": "convolutions, transformer",
+    "projectors": "encoder widths to the Thinker's",
+    "talker": "code embeddings, transformer, first codebook's head",
+    "codec": "mel projections, residual vector quantiser",
+    "vocoder": "Griffin-Lim has no weights",
+    "ctc_head": "several character slots per 80 ms frame",
+    "talker_conditioning": "spelling, Thinker states and voice",
+    "talker_rest_heads": "later codebooks given the earlier ones",
+    "talker_begin_end": "begin and end of speech, outside the codebook",
+    "codec_strides": "convolutions between 100 Hz mel and 12.5 Hz codes",
+}
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """`components`: the backbones of the documents' table; `additions`: what was added to them. Tied weights count once."""
+
+    components: dict[str, int]
+    additions: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Of the backbones."""
+        return sum(self.components.values())
+
+    @property
+    def grand_total(self) -> int:
+        """Of everything."""
+        return self.total + sum(self.additions.values())
+
+
+def count(module: nn.Module) -> int:
+    """Parameters, each once; fixed ones (codebooks) too, buffers not."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def parameter_table(model: nn.Module) -> ParameterTable:
+    """Of a model with all components (it may be on the meta device)."""
+    components = {name: count(getattr(model, name)) for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")}
+    additions = {}
+    for row, (component, parts) in ADDITIONS.items():
+        own = dict(getattr(model, component).named_parameters())
+        additions[row] = sum(p.numel() for name, p in own.items() if name.split(".")[0] in parts)
+        components[component] -= additions[row]
+    return ParameterTable(components, additions)

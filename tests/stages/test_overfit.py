@@ -1,0 +1,130 @@
+"""Each stage learns one small batch by heart in seconds: what the losses ask for is what the models do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from omni.config import RunConfig
+from omni.evaluation.metrics import greedy_ctc
+from omni.stages import STAGES
+from omni.training.stage import local_context
+
+Run = Callable[..., RunConfig]
+
+
+def fit(stage: Any, n_examples: int, steps: int, rate: float, choose: Callable[[Any], bool] = lambda example: True) -> tuple[Any, Any, list[float]]:
+    """The model after `steps` updates on one batch, the batch, and the loss of every update."""
+    torch.manual_seed(0)
+    splits = stage.build_data()
+    model = stage.build_model()
+    examples = (splits.train[i] for i in range(len(splits.train)))
+    chosen = [e for e in examples if choose(e)][:n_examples]
+    assert len(chosen) == n_examples
+    batch = splits.collate(chosen)
+    stage.prepare(model, batch)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    losses = []
+    for _ in range(steps):
+        context = local_context(stage, model, batch)
+        terms = stage.loss(model, batch, context)
+        loss = sum(term.weight * term.sum / context.totals[name] for name, term in terms.items() if term.weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        stage.after_update(model, lambda tensor: tensor)
+        losses.append(loss.item())
+    return model.eval(), batch, losses
+
+
+def test_thinker_learns_its_text_by_heart(nano_run: Run) -> None:
+    model, batch, losses = fit(STAGES["text"](nano_run("text", "text", "text_chat", model={"thinker": {"context_length": 64}})), 4, 120, 1e-2)
+    assert losses[-1] < 0.05
+
+
+def test_ctc_decodes_its_clips_exactly(nano_run: Run) -> None:
+    stage = STAGES["audio"](nano_run("audio", "speech"))
+    model, batch, _ = fit(stage, 4, 250, 8e-3)
+    states, lengths = model.audio_encoder(batch.mel, batch.mel_lengths)
+    assert greedy_ctc(model.audio_encoder.ctc_logits(states), lengths * 4) == list(batch.texts)
+
+
+def test_clip_retrieves_every_pair(nano_run: Run, trained: Callable[[str], str]) -> None:
+    seen: set[str] = set()
+
+    def new(example: Any) -> bool:
+        fresh = example.text not in seen
+        seen.add(example.text)
+        return fresh
+
+    stage = STAGES["vision"](nano_run("vision", "captions", init_from=(trained("text"),)))
+    model, batch, _ = fit(stage, 8, 80, 4e-3, new)
+    images, texts, _ = model(batch)
+    similarity = images @ texts.T
+    assert similarity.argmax(0).tolist() == similarity.argmax(1).tolist() == list(range(8))
+
+
+def test_codec_error_falls_tenfold_and_most_codes_are_used(nano_run: Run) -> None:
+    stage = STAGES["codec"](nano_run("codec", "voice", model={"codec": {"codebook_size": 16, "n_codebooks": 4, "ema_decay": 0.9}}))
+    splits = stage.build_data()
+    torch.manual_seed(0)
+    fresh = stage.build_model()
+    batch = splits.collate([splits.train[i] for i in range(4)])
+    before = float(fresh.codec(batch.mel, batch.mel_lengths).squared)
+    model, batch, _ = fit(stage, 4, 400, 8e-3)
+    after = model.codec(batch.mel, batch.mel_lengths)
+    assert float(after.squared) < before / 10
+    used = [len(set(after.codes[..., k].flatten().tolist())) for k in range(4)]
+    assert min(used) > 8
+
+
+@pytest.fixture(scope="module")
+def talker(nano_run: Run, trained: Callable[[str], str]) -> tuple[Any, Any, Any]:
+    stage = STAGES["talker"](nano_run("talker", "voice", init_from=(trained("text"), trained("codec"))))
+    model, batch, _ = fit(stage, 2, 150, 5e-3)
+    return stage, model, batch
+
+
+def test_talker_says_a_for_a_and_b_for_b(talker: tuple[Any, Any, Any]) -> None:
+    from omni.inference.sampling import Sampling
+    from omni.inference.speech import Speaker
+
+    stage, model, batch = talker
+    wanted = model.codec.encode(batch.mel, batch.mel_lengths)
+    said = Speaker(model, stage.tokenizer).say(batch.texts, "ada", Sampling())
+    for row, speech in enumerate(said):
+        frames = -(-int(batch.mel_lengths[row]) // 8)
+        assert speech.ended
+        assert speech.codes.tolist() == wanted[row, :frames].tolist()
+        assert len(speech.waveform) == frames * 1280  # N frames are N / 12.5 seconds
+    assert said[0].codes.tolist() != said[1].codes.tolist()
+
+
+def test_instruction_tuning_answers_its_pictures_and_clips_and_not_others(nano_run: Run, trained: Callable[[str], str]) -> None:
+    from omni.stages.sft import sft_hidden_states
+
+    def with_media(example: Any) -> bool:
+        return bool(example.images or example.clips)
+
+    stage = STAGES["sft"](nano_run("sft", "conversations", init_from=(trained("text"), trained("audio"), trained("vision"))))
+    model, batch, _ = fit(stage, 12, 250, 4e-3, with_media)
+
+    def exact(b: Any) -> list[bool]:
+        logits = model.thinker.lm_head(sft_hidden_states(model, b))
+        return [bool(((logits[r].argmax(-1) == b.labels[r]) | (b.labels[r] == -100)).all()) for r in range(len(b.labels))]
+
+    import dataclasses
+
+    assert all(exact(batch))
+    swapped = dataclasses.replace(batch, pixels=batch.pixels.roll(1, 0))
+    assert sum(exact(swapped)) < len(batch.labels)
+    silent = dataclasses.replace(batch, mel=torch.full_like(batch.mel, -3.0))
+    assert sum(exact(silent)) < len(batch.labels)
