@@ -16,6 +16,22 @@ from omni.config import AudioEncoderConfig
 from omni.nn.transformer import Transformer, TransformerShape
 
 
+class Subsampling(nn.ModuleList):
+    """`n` convolutions of stride 2 in time and frequency: (B,1,T,mels) → (B, channels, ceil(T/2ⁿ), ceil(mels/2ⁿ))."""
+
+    def __init__(self, n: int, channels: int) -> None:
+        super().__init__(nn.Conv2d(channels if i else 1, channels, 3, stride=2, padding=1) for i in range(n))
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Behind `lengths` (B,), in frames, x is zeroed before every convolution, so that a clip gives the same alone and in a batch."""
+        for convolution in self:
+            if lengths is not None:
+                keep = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+                x, lengths = x * keep[:, None, :, None].to(x.dtype), (lengths + 1) // 2
+            x = F.gelu(convolution(x))
+        return x
+
+
 class AudioEncoderTiny(nn.Module):
     """Scaled log-mel (B,T,mels) → states (B, ceil(T/downsample), d)."""
 
@@ -23,8 +39,7 @@ class AudioEncoderTiny(nn.Module):
         super().__init__()
         self.config = config
         channels = config.conv_channels
-        n_convolutions = config.downsample.bit_length() - 1
-        self.down = nn.ModuleList(nn.Conv2d(channels if i else 1, channels, 3, stride=2, padding=1) for i in range(n_convolutions))
+        self.down = Subsampling(config.downsample.bit_length() - 1, channels)
         self.proj = nn.Linear(channels * -(-n_mels // config.downsample), config.d_model)
         self.transformer = Transformer(
             TransformerShape(
@@ -46,17 +61,11 @@ class AudioEncoderTiny(nn.Module):
         return self.transformer.blocks
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """mel (B,T,mels), right-padded, with `lengths` (B,) in frames → states (B,F,d) and their lengths (B,).
-
-        Padding is zeroed before every convolution, so that a clip gives the same states alone and in a batch.
-        """
+        """mel (B,T,mels), right-padded, with `lengths` (B,) in frames → states (B,F,d) and their lengths (B,)."""
         if lengths is None:
             lengths = torch.full((len(mel),), mel.shape[1], device=mel.device)
-        x = mel[:, None]  # (B, 1, T, mels)
-        for convolution in self.down:
-            keep = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
-            x = F.gelu(convolution(x * keep[:, None, :, None].to(x.dtype)))
-            lengths = (lengths + 1) // 2
+        x = self.down(mel[:, None], lengths)  # (B, channels, F, mels/downsample)
+        lengths = (lengths + self.config.downsample - 1) // self.config.downsample
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, F, channels · mels/downsample) → (B, F, d)
         return self.transformer(x, lengths=lengths), lengths
 

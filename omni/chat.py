@@ -109,9 +109,7 @@ def render(
     notices = [notice for turn in turns for notice in turn.notices]
     dropped = len(messages) - len(turns)
     if dropped:
-        notices.append(
-            f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}"
-        )
+        notices.append(f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}")
     if strict and notices:
         raise DataError("; ".join(notices))
     ids, mask, media = [tokenizer.bos_id], [False], []
@@ -175,7 +173,7 @@ def _render_turn(message: Message, tokenizer: BPETokenizer, budget: MediaBudget)
                 spans.append(MediaSpan(kind, source, len(ids), length))  # type: ignore[arg-type]
                 ids += [tokenizer.media_id] * length + [tokenizer.token_id(f"<|/{kind}|>")]
     text = tokenizer.encode("".join(value for kind, value in parts if kind == "text"))
-    spoken = text + [tokenizer.end_id]
+    spoken = [*text, tokenizer.end_id]
     mask = [False] * len(ids) + [role == "assistant"] * len(spoken)
     return _Turn(ids + spoken, mask, spans, notices)
 
@@ -184,8 +182,6 @@ def _audio_length(source: Any, budget: MediaBudget, notices: list[str]) -> int:
     length = budget.audio_tokens(source)
     if length > budget.max_audio_tokens:
         kept = budget.max_audio_tokens / length
-        notices.append(
-            f"a clip of {length} audio tokens exceeds its quarter of the context: kept the first {budget.max_audio_tokens} ({kept:.0%})"
-        )
+        notices.append(f"a clip of {length} audio tokens exceeds its quarter of the context: kept the first {budget.max_audio_tokens} ({kept:.0%})")
         return budget.max_audio_tokens
     return length

@@ -231,9 +231,9 @@ PRESETS: dict[str, ModelConfig] = {
     "small": ModelConfig(
         thinker=ThinkerConfig(vocab_size=32_000, d_model=640, n_layers=12, n_heads=10, n_kv_heads=5, d_ff=1728, context_length=2048, tie_embeddings=True),
         vision_encoder=VisionEncoderConfig(d_model=320, n_layers=6, n_heads=5, d_ff=1280, image_tokens="pooled"),
-        audio_encoder=AudioEncoderConfig(d_model=448, n_layers=7, n_heads=7, d_ff=1792),
-        codec=CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=128, hidden_size=448, n_blocks=4),
-        talker=TalkerConfig(d_model=512, n_layers=6, n_heads=8, n_kv_heads=2, d_ff=1536),
+        audio_encoder=AudioEncoderConfig(d_model=384, n_layers=6, n_heads=6, d_ff=1536),
+        codec=CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=128, hidden_size=384, n_blocks=3),
+        talker=TalkerConfig(d_model=384, n_layers=6, n_heads=6, n_kv_heads=2, d_ff=1152),
     ),
 }
 
@@ -252,6 +252,7 @@ class DataConfig(Config):
     validation: tuple[str, ...] = ()
     validation_fraction: float = Field(0.02, ge=0.0, lt=1.0)
     max_audio_s: PositiveFloat = 15.0
+    mel_masks: int = Field(0, ge=0)  # SpecAugment in stage audio: so many bands of time and of frequency are hidden in every clip
 
 
 class TrainConfig(Config):

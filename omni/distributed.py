@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -66,13 +67,14 @@ def setup(on: torch.device) -> bool:
 def cleanup() -> None:
     """Leave the group that `setup` joined.
 
-    Gloo's threads live as long as anything refers to the group, and one that is still letting go of a tensor when Python shuts down
-    aborts the process (pytorch issue 190489): so what refers to it in a cycle goes now.
+    A Gloo thread that is still letting go of a tensor when Python shuts down aborts the process (pytorch issue 190489). The threads end
+    with the last reference to the group; FSDP's caches keep one, so they also get time to become idle.
     """
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
         gc.collect()
+        time.sleep(0.1)
 
 
 def barrier() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +27,10 @@ def load_image(path: str | Path) -> Image.Image:
 def decode_image(data: bytes, name: str) -> Image.Image:
     """Like `load_image`, from the bytes of a file; `name` is used in errors."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise DataError(f"{name}: {picture.width}x{picture.height} pixels exceed the limit of {MAX_PIXELS:,}; make it smaller")
-                return to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise DataError(f"{name}: {picture.width}x{picture.height} pixels exceed the limit of {MAX_PIXELS:,}; make it smaller")
+            return to_rgb(ImageOps.exif_transpose(picture))
     except Image.DecompressionBombError:
         raise DataError(f"{name}: more pixels than the limit of {MAX_PIXELS:,}; make it smaller") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:

@@ -45,7 +45,7 @@ def test_two_processes() -> None:
         for r in range(2)
     ]
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
 
 

@@ -45,7 +45,7 @@ def plan(
     dry_run: Annotated[bool, typer.Option(help="print only")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the plan as one JSON object")] = False,
 ) -> None:
-    """Measure data and write the steps, warm-up and vocabulary that fit it into a run configuration. Interrupted, the same command continues."""
+    """Measure data and write the steps, warm-up and vocabulary that fit it into a configuration. Interrupted, it continues."""
     from omni.checkpoint import write_json
     from omni.data import plan as planning
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,12 +15,13 @@ from omni.cli.output import note, print_json
 from omni.errors import DataError, OmniError
 
 if TYPE_CHECKING:
-    from omni.inference.omni import Omni
+    from omni.inference.conversation import Conversation
+    from omni.inference.omni import Omni, Reply
     from omni.inference.sampling import Sampling
     from omni.inference.speech import Speech
 
 Checkpoint = Annotated[Path | None, typer.Option("--ckpt", help="checkpoint folder; default checkpoints/omni-tiny")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy")]
 TopK = Annotated[int, typer.Option(help="keep this many likeliest tokens; 0 keeps all")]
 TopP = Annotated[float, typer.Option(help="keep the likeliest tokens of this much probability")]
@@ -27,6 +29,7 @@ Penalty = Annotated[float, typer.Option("--repetition-penalty", help="above 1 pu
 Seed = Annotated[int, typer.Option(help="the same seed gives the same reply")]
 MaxNewTokens = Annotated[int, typer.Option(help="longest reply")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+BatchSize = Annotated[int, typer.Option(min=1, help="with --manifest: work on so many rows together")]
 Strict = Annotated[bool, typer.Option(help="make it an error when something does not fit, instead of a notice")]
 
 
@@ -37,7 +40,11 @@ def register(app: typer.Typer) -> None:
     app.command("infer-chat", hidden=True)(infer_chat)
 
 
-def _load(checkpoint: Path | None, device: str | None) -> Omni:
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+def _load(checkpoint: Path | None, device: str) -> Omni:
     from omni.inference.omni import Omni
 
     return Omni.from_pretrained(checkpoint, device)
@@ -49,36 +56,88 @@ def _sampling(**settings: Any) -> Sampling:
     return Sampling(**settings)
 
 
-def _manifest(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows of a JSONL file with an id and at least one of `needed`. Raises DataError with file and line."""
-    import json
-
+def _manifest(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[Row]:
+    """Rows of a JSONL file: an id that can be a file name, at least one of `needed`, and what is in `optional`, all of them text. Raises
+    DataError with file and line."""
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
-    rows = 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error.msg}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "/" in row["id"] or not row["id"].strip("."):
-            raise DataError(f"{path}:{number}: a row needs an 'id' that can be a file name")
-        if not any(row.get(name) for name in needed):
-            raise DataError(f"{path}:{number}: a row needs {' or '.join(needed)}")
-        rows += 1
-        yield row
+            raise DataError(f"{where}: not JSON: {error.msg}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: a row is an object, found {type(row).__name__}")
+        identity = str(row.get("id", ""))
+        if not identity.strip(".") or any(c in identity for c in "/\\\0"):
+            raise DataError(f"{where}: a row needs an 'id' that can be a file name")
+        if identity in rows:
+            raise DataError(f"{where}: the id {identity!r} is used twice")
+        for name in (*needed, *optional):
+            if row.get(name) is not None and not isinstance(row[name], str):
+                raise DataError(f"{where}: {name!r} should be text, found {type(row[name]).__name__}")
+        if not any((row.get(name) or "").strip() for name in needed):
+            raise DataError(f"{where}: a row needs {' or '.join(needed)}")
+        rows[identity] = row
     if not rows:
         raise DataError(f"{path}: the manifest is empty")
+    return list(rows.values())
+
+
+def _in_batches(rows: Sequence[Row], batch_size: int, work: Callable[[Sequence[Row]], list[T]]) -> Iterator[tuple[Row, T | DataError]]:
+    """Every row with its result, in order. If a batch fails, its rows are tried one by one, so that only the bad ones fail."""
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        try:
+            results: list[T] = work(batch)
+        except DataError as error:
+            if len(batch) == 1:
+                yield batch[0], error
+            else:
+                yield from _in_batches(batch, 1, work)
+        else:
+            yield from zip(batch, results, strict=True)
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be made a folder: {error.strerror}") from None
+    return path
+
+
+def _fail(failed: int, total: int, what: str) -> None:
+    """Raises DataError if any failed; each has had its own line."""
+    if failed:
+        raise DataError(f"{failed} of {total} {what} failed")
 
 
 def _save_speech(speech: Speech, path: Path) -> None:
     from omni.audio import save_audio
 
     save_audio(path, speech.waveform, speech.sample_rate_hz)
+    _note_runaway(speech, str(path))
+
+
+def _note_runaway(speech: Speech, name: str) -> None:
     if not speech.ended:
-        note(f"{path}: the speech did not end by itself and was stopped after {speech.duration_s:.1f} s")
+        note(f"notice: {name}: the speech did not end by itself and was stopped after {speech.duration_s:.1f} s")
+
+
+def _note_reply(reply: Reply, prefix: str = "") -> None:
+    for notice in reply.notices:
+        note(f"notice: {prefix}{notice}")
+    if reply.stopped == "limit":
+        note(f"notice: {prefix}the reply was cut at the limit of its length (--max-new-tokens, or the context)")
 
 
 def ask(
@@ -90,8 +149,9 @@ def ask(
     voice: Annotated[str | None, typer.Option(help="voice of the answer")] = None,
     manifest: Annotated[Path | None, typer.Option(help='many questions: JSONL rows {"id", "image"?, "audio"?, "text"?}')] = None,
     out_dir: Annotated[Path | None, typer.Option(help="with --manifest: speak the answers into this folder")] = None,
+    batch_size: BatchSize = 8,
     ckpt: Checkpoint = None,
-    device: Device = None,
+    device: Device = "auto",
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -104,30 +164,57 @@ def ask(
     """Ask about text, a picture, a sound or a video."""
     if manifest is not None and any(x is not None for x in (text, image, audio, video, audio_out)):
         raise DataError("--manifest asks its own questions; leave out --text, --image, --audio, --video and --audio-out")
+    if manifest is None and out_dir is not None:
+        raise DataError("--out-dir belongs to --manifest; for one question use --audio-out")
     sampling = _sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, max_new_tokens=max_new_tokens
     )
-    omni = _load(ckpt, device)
     if manifest is not None:
-        for row in list(_manifest(manifest, ("image", "audio", "text"))):
-            media = {name: manifest.parent / row[name] for name in ("image", "audio") if row.get(name)}
-            reply = omni.ask(row.get("text"), **media, speak=out_dir is not None, voice=voice, sampling=sampling, strict=strict)  # type: ignore[arg-type]
-            result = {"id": row["id"], "text": reply.text}
-            if reply.speech is not None and out_dir is not None:
-                out_dir.mkdir(parents=True, exist_ok=True)
-                _save_speech(reply.speech, out_dir / f"{row['id']}.wav")
-                result["file"] = str(out_dir / f"{row['id']}.wav")
-            print_json(result)
+        _ask_rows(manifest, out_dir, voice, sampling, strict, batch_size, lambda: _load(ckpt, device))
         return
+    omni = _load(ckpt, device)
     reply = omni.ask(text, image=image, audio=audio, video=video, speak=audio_out is not None, voice=voice, sampling=sampling, strict=strict)
-    for notice in reply.notices:
-        note(f"notice: {notice}")
+    _note_reply(reply)
+    result = {"text": reply.text}
     if reply.speech is not None and audio_out is not None:
         _save_speech(reply.speech, audio_out)
-    if as_json:
-        print_json({"text": reply.text} | ({"file": str(audio_out)} if audio_out else {}))
-    else:
-        print(reply.text)
+        result["file"] = str(audio_out)
+    print_json(result) if as_json else print(reply.text)
+    if audio_out is not None and reply.speech is None:
+        raise DataError(f"{audio_out}: not written, because the reply is empty")
+
+
+def _ask_rows(
+    manifest: Path, out_dir: Path | None, voice: str | None, sampling: Sampling, strict: bool, batch_size: int, load: Callable[[], Omni]
+) -> None:
+    rows = _manifest(manifest, ("image", "audio", "text"))
+    omni = load()
+    if out_dir is not None:
+        omni.speaker.voice_id(voice)
+        _folder(out_dir)
+
+    def answer(batch: Sequence[Row]) -> list[Reply]:
+        prompts = []
+        for row in batch:
+            image, audio = (manifest.parent / row[name] if row.get(name) else None for name in ("image", "audio"))
+            message, _ = omni.question(row.get("text"), image=image, audio=audio)
+            prompts.append(omni.prompt([message], reserve=sampling.max_new_tokens, strict=strict))
+        return omni.answer(prompts, sampling)
+
+    failed = 0
+    for row, reply in _in_batches(rows, batch_size, answer):
+        if isinstance(reply, DataError):
+            note(f"error: {row['id']}: {reply}")
+            failed += 1
+            continue
+        _note_reply(reply, f"{row['id']}: ")
+        result = {"id": row["id"], "text": reply.text}
+        if out_dir is not None and reply.text.strip():
+            path = out_dir / f"{row['id']}.wav"
+            _save_speech(omni.say(reply.text, voice, sampling=sampling), path)
+            result["file"] = str(path)
+        print_json(result)
+    _fail(failed, len(rows), "questions")
 
 
 def say(
@@ -136,42 +223,69 @@ def say(
     voice: Annotated[str | None, typer.Option(help="name of a voice; default: the model's first")] = None,
     manifest: Annotated[Path | None, typer.Option(help='many sentences: JSONL rows {"id", "text", "voice"?}')] = None,
     out_dir: Annotated[Path | None, typer.Option(help="with --manifest: folder of the WAV files")] = None,
+    batch_size: BatchSize = 1,
     ckpt: Checkpoint = None,
-    device: Device = None,
+    device: Device = "auto",
     temperature: Temperature = 0.0,
+    top_k: TopK = 0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Say a text aloud."""
-    sampling = _sampling(temperature=temperature, top_p=top_p, seed=seed)
+    sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if (manifest is None) == (text is None):
-        raise DataError("give a text to say, or --manifest")
+        raise DataError("give either a text to say or --manifest")
     if manifest is not None:
-        if out_dir is None:
-            raise DataError("--manifest needs --out-dir")
-        rows = list(_manifest(manifest, ("text",)))
-        omni = _load(ckpt, device)
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for row in rows:
-            start = time.monotonic()
-            speech = omni.say(row["text"], voice=row.get("voice", voice), sampling=sampling)
-            path = out_dir / f"{row['id']}.wav"
-            _save_speech(speech, path)
-            print_json({"id": row["id"], "file": str(path), "audio_s": round(speech.duration_s, 3), "seconds": round(time.monotonic() - start, 3)})
+        if out_dir is None or out is not None:
+            raise DataError("--manifest writes into --out-dir; give that, and no --out")
+        _say_rows(manifest, out_dir, voice, sampling, batch_size, lambda: _load(ckpt, device))
         return
-    if out is None:
-        raise DataError("say where to: --out FILE.wav, or --out - for a stream")
-    omni = _load(ckpt, device)
+    if out is None or out_dir is not None:
+        raise DataError("say where to: --out FILE.wav, or --out - for a stream; --out-dir belongs to --manifest")
     assert text is not None
+    omni = _load(ckpt, device)
     if out == "-":
-        _stream_wav(omni.say_stream(text, voice=voice, sampling=sampling), omni.model.config.audio.sample_rate_hz)
+        if as_json:
+            raise DataError("--out - streams sound to standard output; leave out --json")
+        _stream_wav(omni.say_stream(text, voice, sampling=sampling), omni.model.config.audio.sample_rate_hz)
         return
     start = time.monotonic()
-    speech = omni.say(text, voice=voice, sampling=sampling)
+    speech = omni.say(text, voice, sampling=sampling)
     _save_speech(speech, Path(out))
-    result = {"file": out, "audio_s": round(speech.duration_s, 3), "seconds": round(time.monotonic() - start, 3)}
-    print_json(result) if as_json else note(f"{out}: {speech.duration_s:.2f} s of speech in {result['seconds']:.2f} s")
+    seconds = time.monotonic() - start
+    if as_json:
+        print_json({"file": out, "audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3)})
+    else:
+        note(f"{out}: {speech.duration_s:.2f} s of speech in {seconds:.2f} s")
+
+
+def _say_rows(manifest: Path, out_dir: Path, voice: str | None, sampling: Sampling, batch_size: int, load: Callable[[], Omni]) -> None:
+    """The time of a batch is shared out by the length of its speech."""
+    rows = _manifest(manifest, ("text",), ("voice",))
+    omni = load()
+    voices = {row["id"]: row.get("voice") or voice for row in rows}
+    for name in voices.values():
+        omni.speaker.voice_id(name)
+    _folder(out_dir)
+
+    def speak(batch: Sequence[Row]) -> list[tuple[Speech, float]]:
+        start = time.monotonic()
+        speeches = omni.say_batch([row["text"] for row in batch], [voices[row["id"]] for row in batch], sampling=sampling)
+        pace = (time.monotonic() - start) / sum(s.duration_s for s in speeches)
+        return [(s, s.duration_s * pace) for s in speeches]
+
+    failed = 0
+    for row, result in _in_batches(rows, batch_size, speak):
+        if isinstance(result, DataError):
+            note(f"error: {row['id']}: {result}")
+            failed += 1
+            continue
+        speech, seconds = result
+        path = out_dir / f"{row['id']}.wav"
+        _save_speech(speech, path)
+        print_json({"id": row["id"], "file": str(path), "audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3)})
+    _fail(failed, len(rows), "sentences")
 
 
 def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
@@ -185,15 +299,16 @@ def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
     header = b"RIFF" + struct.pack("<I", unknown) + b"WAVE" + form + b"data" + struct.pack("<I", unknown)
     sys.stdout.buffer.write(header)
     for chunk in chunks:
-        sys.stdout.buffer.write((chunk.waveform.clip(-1, 1) * 32767).astype(np.int16).tobytes())
+        sys.stdout.buffer.write((chunk.waveform.clip(-1, 1) * 32767).astype("<i2").tobytes())
         sys.stdout.buffer.flush()
+        _note_runaway(chunk, "a clause")
 
 
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="recordings of any length")],
-    decoder: Annotated[str, typer.Option(help="ctc or thinker")] = "ctc",
+    decoder: Annotated[str, typer.Option(help="ctc: the audio encoder alone; thinker: ask the language model")] = "ctc",
     ckpt: Checkpoint = None,
-    device: Device = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write down what is said, one line a file."""
@@ -204,42 +319,45 @@ def transcribe(
 def describe(
     files: Annotated[list[Path], typer.Argument(help="pictures")],
     ckpt: Checkpoint = None,
-    device: Device = None,
+    device: Device = "auto",
     temperature: Temperature = 0.0,
+    top_k: TopK = 0,
     top_p: TopP = 1.0,
+    repetition_penalty: Penalty = 1.0,
     seed: Seed = 0,
     max_new_tokens: MaxNewTokens = 96,
     as_json: Json = False,
 ) -> None:
     """Say in words what is in pictures, one line a file."""
-    sampling = _sampling(temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens)
+    sampling = _sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, max_new_tokens=max_new_tokens
+    )
     omni = _load(ckpt, device)
     _each(files, lambda file: omni.describe(file, sampling), as_json)
 
 
-def _each(files: list[Path], work: Any, as_json: bool) -> None:
-    """Print the result of every file in order; those that fail are named at the end of their line on standard error, and in the exit code."""
+def _each(files: list[Path], work: Callable[[Path], str], as_json: bool) -> None:
+    """Print the result of every file in order; a bad file has a line on standard error, and the exit code tells."""
     failed = 0
     for file in files:
         try:
             text = work(file)
-        except OmniError as error:
+        except DataError as error:
             note(f"error: {error}")
             failed += 1
-            continue
-        print_json({"file": str(file), "text": text}) if as_json else print(text, flush=True)
-    if failed:
-        raise DataError(f"{failed} of {len(files)} files failed")
+        else:
+            print_json({"file": str(file), "text": text}) if as_json else print(text, flush=True)
+    _fail(failed, len(files), "files")
 
 
-CHAT_HELP = "/image F  /audio F  /voice NAME  /save F  /reset  /quit"
+CHAT_HELP = "/image F   /audio F   /voice NAME   /save F (.json: the conversation; .wav or .flac: the last answer, spoken)   /reset   /quit"
 
 
 def chat(
     audio_out: Annotated[Path | None, typer.Option(help="speak every answer into this folder")] = None,
     voice: Annotated[str | None, typer.Option(help="voice of the answers")] = None,
     ckpt: Checkpoint = None,
-    device: Device = None,
+    device: Device = "auto",
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -247,47 +365,66 @@ def chat(
     seed: Seed = 0,
     max_new_tokens: MaxNewTokens = 96,
 ) -> None:
-    """Talk in the terminal; the conversation so far is kept."""
+    """Talk in the terminal; the conversation so far is kept. Ctrl-C breaks off a reply, Ctrl-D ends."""
     from omni.inference.conversation import Conversation
 
     sampling = _sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, max_new_tokens=max_new_tokens
     )
     omni = _load(ckpt, device)
-    omni.speaker.voice_id(voice) if audio_out or voice else None
+    if voice is not None:
+        omni.speaker.voice_id(voice)
+    if audio_out is not None:
+        _folder(audio_out)
     conversation = Conversation(omni, sampling)
     note(CHAT_HELP)
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            note("")
             return
-        command, _, value = line.strip().partition(" ")
+        command, _, value = line.partition(" ")
+        value = value.strip()
         try:
             if command == "/quit":
                 return
             if command == "/reset":
                 conversation.reset()
             elif command in ("/image", "/audio"):
-                conversation.attach(command[1:], value.strip())
+                conversation.attach(command[1:], value)
             elif command == "/voice":
-                omni.speaker.voice_id(value.strip())
-                voice = value.strip()
+                omni.speaker.voice_id(value)
+                voice = value
             elif command == "/save":
-                conversation.save(Path(value.strip()))
+                _save(conversation, value, voice)
             elif command.startswith("/"):
                 note(CHAT_HELP)
-            else:
-                for piece in conversation.send(line.strip()):
-                    print(piece, end="", flush=True)
-                print()
-                for notice in conversation.notices:
-                    note(f"notice: {notice}")
-                if audio_out is not None:
-                    audio_out.mkdir(parents=True, exist_ok=True)
-                    _save_speech(omni.say(conversation.last_reply, voice=voice, sampling=sampling), audio_out / f"{conversation.n_replies:03d}.wav")
+            elif line:
+                _exchange(conversation, line)
+                if audio_out is not None and conversation.last_reply.strip():
+                    _save_speech(omni.say(conversation.last_reply, voice, sampling=sampling), audio_out / f"{conversation.n_replies:03d}.wav")
         except OmniError as error:
             note(f"error: {error}")
+        except KeyboardInterrupt:
+            note("\n(broken off; nothing of it is remembered)")
+
+
+def _exchange(conversation: Conversation, line: str) -> None:
+    for piece in conversation.send(line):
+        print(piece, end="", flush=True)
+    print(flush=True)
+    for notice in conversation.notices:
+        note(f"notice: {notice}")
+
+
+def _save(conversation: Conversation, file: str, voice: str | None) -> None:
+    if not file:
+        raise DataError("/save needs a file name")
+    if Path(file).suffix.lower() in (".wav", ".flac"):
+        _save_speech(conversation.omni.say(conversation.last_reply, voice, sampling=conversation.sampling), Path(file))
+    else:
+        conversation.save(Path(file))
 
 
 def infer_chat(

@@ -21,8 +21,8 @@ from typing import Any
 
 import soundfile
 
-from omni.checkpoint import write_json
 from omni.chat import parts_of, render_text
+from omni.checkpoint import write_json
 from omni.config import RunConfig
 from omni.data.manifests import Manifests, Row, Rows, open_rows
 from omni.errors import ConfigError, DataError, OmniError
@@ -71,7 +71,8 @@ def plan(
     """Measure the manifests `sources` for `run`, whose stage, batch, context and validation share decide the steps.
 
     Text is counted in the pieces of `tokenizer`, or of one trained on at most 10,000 rows. `assume_text_tokens` (of the whole data set)
-    replaces counting them. `work` is the folder that an interrupted count continues from, removed at the end. Raises DataError, and ConfigError for no step.
+    replaces counting them. `work` is the folder that an interrupted count continues from, removed at the end. Raises DataError, and
+    ConfigError for no step.
     """
     rows = Manifests([open_rows(source, FIELDS[run.stage]) for source in sources])
     given = BPETokenizer(tokenizer) if tokenizer is not None else None
@@ -89,9 +90,7 @@ def plan(
         sequences = (training_share * tokens - 1) // run.model.thinker.context_length
         if sequences < 1:
             context = run.model.thinker.context_length
-            raise DataError(
-                f"{', '.join(sources)}: {tokens} tokens do not fill one context of {context}; add text or shorten thinker.context_length"
-            )
+            raise DataError(f"{', '.join(sources)}: {tokens} tokens do not fill one context of {context}; add text or shorten thinker.context_length")
     steps = math.ceil(epochs * sequences / run.train.batch_size)
     if steps < 1:
         raise ConfigError(f"{epochs:g} epochs give no step at all; ask for more")
@@ -110,7 +109,7 @@ def plan(
 
 
 def settings(found: Plan, sources: Sequence[str]) -> list[str]:
-    """The plan as dotted settings of a RunConfig. The vocabulary is a setting of the text stage only: the others get it with the Thinker."""
+    """The plan as dotted settings of a RunConfig. The vocabulary belongs to the text stage: the others get it with the Thinker."""
     out = [f"data.train={json.dumps(list(sources))}", f"train.steps={found.steps}", f"train.warmup_steps={found.warmup_steps}"]
     return out + ([f"model.thinker.vocab_size={found.vocab_size}"] if found.stage == "text" else [])
 
@@ -158,12 +157,12 @@ def _clips(row: Row) -> list[Any]:
 
 def _seconds(rows: Rows, value: Any) -> float:
     """Length of a clip, by its header: a path relative to the manifest, or a Hugging Face {"bytes", "path"}."""
-    embedded = isinstance(value, dict) and value.get("bytes")
-    path = value.get("path") if isinstance(value, dict) else value
+    media = value if isinstance(value, dict) else {"path": value}
+    file = io.BytesIO(media["bytes"]) if media.get("bytes") else str(rows.path(media["path"]))
     try:
-        return soundfile.info(io.BytesIO(value["bytes"]) if embedded else str(rows.path(path))).duration
+        return soundfile.info(file).duration
     except (soundfile.SoundFileError, OSError) as error:
-        raise DataError(f"{path}: not a readable sound file ({error})") from None
+        raise DataError(f"{media.get('path') or 'embedded sound'}: not a readable sound file ({error})") from None
 
 
 def _trained(rows: Manifests, run: RunConfig, path: Path) -> BPETokenizer:
@@ -184,9 +183,7 @@ def _texts(row: Row) -> Iterator[str]:
 
 def _identity(sources: Sequence[str], run: RunConfig, rows: Manifests, tokenizer: BPETokenizer | None, assumed: int | None) -> str:
     """Changes with everything that a count depends on."""
-    files = [
-        [source, (stat := Path(source).stat()).st_size, stat.st_mtime_ns] if Path(source).is_file() else [source] for source in sources
-    ]
+    files = [[source, (stat := Path(source).stat()).st_size, stat.st_mtime_ns] if Path(source).is_file() else [source] for source in sources]
     pieces = hashlib.sha256(tokenizer.serialized).hexdigest() if tokenizer else [run.model.thinker.vocab_size, run.train.seed]
     return json.dumps([files, len(rows), run.stage, pieces, assumed])
 

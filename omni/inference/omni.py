@@ -110,7 +110,9 @@ class Omni:
         waves: dict[int, np.ndarray] = {}
 
         def wave_of(sound: Sound) -> np.ndarray:
-            return waves.setdefault(id(sound), self.waveform(sound) if id(sound) not in waves else waves[id(sound)])
+            if id(sound) not in waves:
+                waves[id(sound)] = self.waveform(sound)
+            return waves[id(sound)]
 
         def audio_tokens(sound: Sound) -> int:
             return -(-self.model.log_mel.n_frames(len(wave_of(sound))) // config.audio_encoder.downsample)

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # What each stage of `pocket` reads and starts from. Sizes are in POCKET_TRAINING.
 POCKET_STAGES: dict[str, dict[str, Any]] = {
     "text": {"train": ["text", "text_chat"], "init_from": []},
-    "audio": {"train": ["speech"], "init_from": []},
+    "audio": {"train": ["speech"], "init_from": [], "mel_masks": 2},
     "vision": {"train": ["captions"], "init_from": ["text"]},
     "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"], "freeze": ["audio_encoder"]},
     "codec": {"train": ["voice"], "init_from": []},
@@ -79,6 +79,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
             "data": {
                 "train": [str(data_dir / f"{name}.jsonl") for name in wiring["train"]],
                 "validation": [str(data_dir / f"{name}.heldout.jsonl") for name in wiring["train"]],
+                "mel_masks": wiring.get("mel_masks", 0),
             },
             "train": training | {"freeze": wiring.get("freeze", [])} | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
             "out_dir": str(out_dir / stage),

@@ -36,7 +36,7 @@ def settings(folder: Path, **how: Any) -> dict[str, Any]:
 
 
 def outcomes(process: Any) -> list[bool]:
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return [json.loads(line) for line in out.splitlines()]
 

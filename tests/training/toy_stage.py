@@ -294,7 +294,7 @@ def run_processes(runs: list[dict[str, Any]], folder: Path, n: int) -> None:
     common = {"WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [start(runs, folder / f"rank{r}.json", RANK=str(r), LOCAL_RANK=str(r), **common) for r in range(n)]
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
 
 

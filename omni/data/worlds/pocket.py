@@ -1,9 +1,17 @@
 """The pocket world as a folder of manifests: text, dialogues, captioned scenes, speech in many voices, and conversations over all media.
 
-Everything follows from (size, seed). Files are written whole or not at all, and a second call makes only what is missing.
+Everything follows from (size, seed), to the byte on one machine. Files are written whole or not at all, and a second call makes only
+what is missing.
 
     text.jsonl  text_chat.jsonl  captions.jsonl  speech.jsonl  voice.jsonl  conversations.jsonl   each with a *.heldout.jsonl beside it
     images/  speech/  voice/  world.json
+
+What is held out:
+    speech         sentences by `omni.data.split` (never spoken in training, in no voice and no conversation), in voices that never train
+    pictures       other scenes; half of them hold a combination of colour and shape that no training picture has
+    spoken scenes  held-out scenes asked about in held-out voices
+    text, chat     whole stories, and dialogues whose every question is held out by `omni.data.split`
+Questions and answers are few, so that they are typed on both sides of the split: it is the picture or the sound that is new.
 """
 
 from __future__ import annotations
@@ -21,12 +29,12 @@ import soundfile
 
 from omni.data.split import held_out
 from omni.data.worlds import text
-from omni.data.worlds.questions import Question, ask, caption
-from omni.data.worlds.scenes import Scene, random_scene, render
+from omni.data.worlds.questions import Balance, Question, caption, questions
+from omni.data.worlds.scenes import ALL_COMBINATIONS, SEEN_COMBINATIONS, Combination, Scene, random_scene, render
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import ConfigError, DataError
 
-VERSION = 1
+VERSION = 2
 HELD_OUT_FRACTION = 0.1  # of sentences and texts
 
 # Voices that train; rate and pitch vary from clip to clip.
@@ -40,7 +48,7 @@ TALKER_VOICES = {"ada": Voice("en-us+f3", 165, 55), "ben": Voice("en-gb-x-rp+m6"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. Scenes hold up to `max_things`; every question text is spoken `question_clips` times."""
+    """How much of everything. Scenes hold up to `max_things`; every question is spoken `question_clips` times."""
 
     texts: int
     dialogues: int
@@ -56,43 +64,73 @@ class Sizes:
 
 
 SIZES = {
-    "test": Sizes(120, 60, 24, 8, 2, 2, 1, 24, 8, ("ada",), 24),
-    "nano": Sizes(6_000, 3_000, 3_000, 300, 3, 3, 4, 2_000, 300, ("ada",), 2_000),
-    "tiny": Sizes(60_000, 20_000, 16_000, 500, 6, 4, 16, 12_000, 500, ("ada", "ben"), 6_000),
+    "test": Sizes(120, 60, 24, 8, 3, 2, 1, 24, 8, ("ada",), 24),
+    "nano": Sizes(6_000, 2_500, 2_700, 300, 3, 3, 5, 2_000, 300, ("ada",), 2_400),
+    "tiny": Sizes(60_000, 20_000, 25_000, 1_000, 6, 4, 20, 20_000, 1_000, ("ada", "ben"), 10_000),
 }
+MANIFESTS = ("text", "text_chat", "captions", "speech", "voice", "conversations")
 
 T = TypeVar("T")
 Row = dict[str, Any]
 
 
-def generate_pocket(out_dir: Path, size: str, *, seed: int = 0, workers: int = 2, on_progress: Callable[[str], None] = lambda line: None) -> None:
+@dataclass(frozen=True)
+class World:
+    """A generated world on disk."""
+
+    folder: Path
+    size: str
+    seed: int
+
+    def manifest(self, name: str, *, held_out: bool = False) -> Path:
+        """The manifest called `name`, one of MANIFESTS."""
+        assert name in MANIFESTS, name
+        return self.folder / f"{name}{'.heldout' if held_out else ''}.jsonl"
+
+
+def generate_pocket(
+    out_dir: Path, size: str, *, seed: int = 0, workers: int = 2, on_progress: Callable[[str], None] | None = None
+) -> World:
     """Make the world in `out_dir`. Raises ConfigError for an unknown size, DataError if the folder holds another world."""
     if size not in SIZES:
         raise ConfigError(f"no pocket world of size {size!r}; known: {', '.join(SIZES)}")
-    identity = {"version": VERSION, "size": size, "seed": seed, **asdict(SIZES[size])}
-    stamp = out_dir / "world.json"
+    identity: Row = {
+        "version": VERSION,
+        "size": size,
+        "seed": seed,
+        **asdict(SIZES[size]),
+        "training_voices": TRAINING_VOICES,
+        "held_out_voices": HELD_OUT_VOICES,
+    }
+    identity = json.loads(json.dumps(identity))
+    world, stamp = World(out_dir, size, seed), out_dir / "world.json"
     if stamp.exists():
         found = json.loads(stamp.read_text())
-        if json.loads(json.dumps(identity)) != {k: v for k, v in found.items() if k != "complete"}:
-            raise DataError(f"{out_dir}: holds another pocket world (size {found.get('size')}, seed {found.get('seed')}); choose another folder")
-        if found["complete"]:
-            return
+        complete = found.pop("complete")
+        if identity != found:
+            raise DataError(
+                f"{out_dir}: holds another pocket world (size {found.get('size')}, seed {found.get('seed')}, version {found.get('version')}; "
+                f"wanted size {size}, seed {seed}, version {VERSION}); choose another folder"
+            )
+        if complete:
+            return world
     out_dir.mkdir(parents=True, exist_ok=True)
     _write(stamp, json.dumps(identity | {"complete": False}))
-    _World(out_dir, SIZES[size], seed, workers, on_progress).build()
+    _Generator(world, SIZES[size], workers, on_progress or (lambda line: None)).build()
     _write(stamp, json.dumps(identity | {"complete": True}, indent=1))
+    return world
 
 
 def _write(path: Path, content: str) -> None:
     part = path.with_suffix(".part")
-    part.write_text(content)
+    part.write_text(content, encoding="utf-8")
     part.replace(path)
 
 
 def _make_picture(task: tuple[Path, Scene]) -> None:
     path, scene = task
     part = path.with_suffix(".part")
-    render(scene).save(part, format="PNG", optimize=False)
+    render(scene).save(part, format="PNG", compress_level=4)
     part.replace(path)
 
 
@@ -101,10 +139,6 @@ def _make_clip(task: tuple[Path, str, Voice]) -> None:
     part = path.with_suffix(".part")
     soundfile.write(part, speak(sentence, voice), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
     part.replace(path)
-
-
-def _conversation(kind: str, parts: list[Row], reply: str, **more: Any) -> Row:
-    return {"kind": kind, "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": reply}], **more}
 
 
 @dataclass(frozen=True)
@@ -117,155 +151,188 @@ class _Clip:
     def row(self) -> Row:
         return {"audio": self.file, "text": self.text, "speaker": self.speaker}
 
+    def part(self) -> Row:
+        return {"type": "audio", "audio": self.file}
 
-class _World:
-    def __init__(self, out_dir: Path, sizes: Sizes, seed: int, workers: int, on_progress: Callable[[str], None]) -> None:
-        self.out_dir, self.sizes, self.seed, self.workers, self.on_progress = out_dir, sizes, seed, workers, on_progress
+
+@dataclass(frozen=True)
+class _Picture:
+    """A scene, its file, and what is asked about it."""
+
+    file: str
+    scene: Scene
+    asked: tuple[Question, ...]
+
+    def part(self) -> Row:
+        return {"type": "image", "image": self.file}
+
+
+def _typed(words: str) -> Row:
+    return {"type": "text", "text": words}
+
+
+def _conversation(kind: str, parts: list[Row], reply: str, *, answer: str | None = None, question_type: str | None = None, **more: Any) -> Row:
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": reply}]
+    return {"kind": kind, "messages": messages, "answer": answer, "question_type": question_type, **more}
+
+
+def _numbered(rows: Iterable[Row], split: str) -> list[Row]:
+    return [{"id": f"{split}-{i:06d}", **row} for i, row in enumerate(rows)]
+
+
+class _Generator:
+    def __init__(self, world: World, sizes: Sizes, workers: int, on_progress: Callable[[str], None]) -> None:
+        self.world, self.sizes, self.workers, self.on_progress = world, sizes, workers, on_progress
 
     def rng(self, *name: object) -> Random:
-        return Random(f"{self.seed}/{'/'.join(map(str, name))}")
+        return Random(f"{self.world.seed}/{'/'.join(map(str, name))}")
 
     def build(self) -> None:
-        texts, held_texts = self._unique("text", self.sizes.texts, text.plain)
-        self._manifest("text", [{"text": t} for t in texts], [{"text": t} for t in held_texts])
-        chats, held_chats = self._dialogues()
-        self._manifest("text_chat", chats, held_chats)
+        texts = self._unique("text", self.sizes.texts, text.plain)[0]
+        held_texts = self._unique("held-out-text", self.sizes.texts // 10, lambda rng: text.story(rng)[0], hold_out=True)[1]
+        self._manifest("text", ({"text": t} for t in texts), ({"text": t} for t in held_texts))
+        chats, held_chats = self._dialogues(self.sizes.dialogues, hold_out=False), self._dialogues(self.sizes.dialogues // 10, hold_out=True)
+        self._manifest("text_chat", ({"messages": c} for c in chats), ({"messages": c} for c in held_chats))
 
-        scenes = [self._scene("train", i, unseen=False) for i in range(self.sizes.scenes)]
-        held_scenes = [self._scene("heldout", i, unseen=True) for i in range(self.sizes.held_out_scenes)]
-        files = [f"images/train-{i:06d}.png" for i in range(len(scenes))]
-        held_files = [f"images/heldout-{i:06d}.png" for i in range(len(held_scenes))]
-        self._parallel("pictures", _make_picture, [(self.out_dir / f, s) for f, s in zip(files + held_files, scenes + held_scenes, strict=True)])
-        self._manifest("captions", [_caption_row(f, s) for f, s in zip(files, scenes, strict=True)], [_caption_row(f, s) for f, s in zip(held_files, held_scenes, strict=True)])
+        pictures, held_pictures = self._pictures(), self._held_out_pictures()
+        self._parallel("pictures", _make_picture, [(self.world.folder / p.file, p.scene) for p in pictures + held_pictures])
+        self._manifest("captions", map(self._caption_row, pictures), map(self._caption_row, held_pictures))
 
-        asked = [[ask(scene, self.rng("question", i, k)) for k in range(self.sizes.questions_per_scene)] for i, scene in enumerate(scenes)]
-        held_asked = [ask(scene, self.rng("heldout-question", i)) for i, scene in enumerate(held_scenes)]
-        spoken = self._question_clips(asked)
-        held_spoken = [self._clip("speech", f"heldout-question-{i:05d}", q.question, HELD_OUT_VOICES) for i, q in enumerate(held_asked)]
-        sentences, held_sentences = self._sentence_clips()
+        asked = self._spoken("question", dict.fromkeys(q.question for p in pictures for q in p.asked))
+        said = self._spoken("talk", dict.fromkeys(turn["content"] for chat in chats for turn in chat[:1] if len(turn["content"].split()) <= 8))
+        held_asked = [self._clip("heldout-question", i, p.asked[0].question, HELD_OUT_VOICES) for i, p in enumerate(held_pictures)]
+        sentences, held_sentences = self._sentences()
         talker, held_talker = self._talker_clips()
-        question_clips = [clip for clips in spoken.values() for clip in clips]
-        clips = question_clips + sentences + held_spoken + held_sentences + talker + held_talker
-        self._parallel("clips", _make_clip, [(self.out_dir / c.file, c.text, c.voice) for c in sorted(clips, key=lambda c: c.voice.espeak)])
-        self._manifest("speech", [c.row() for c in question_clips + sentences + talker], [c.row() for c in held_sentences])
-        self._manifest("voice", [c.row() for c in talker], [c.row() for c in held_talker])
+        training = [clip for spoken in (asked, said) for clips in spoken.values() for clip in clips] + sentences + talker
+        clips = training + held_asked + held_sentences + held_talker
+        self._parallel("clips", _make_clip, [(self.world.folder / c.file, c.text, c.voice) for c in clips])
+        self._manifest("speech", (c.row() for c in training), (c.row() for c in held_sentences))
+        self._manifest("voice", (c.row() for c in talker), (c.row() for c in held_talker))
 
-        rows = list(self._conversations(files, scenes, asked, spoken, sentences, chats))
+        rows = [*self._about_pictures(pictures, asked), *map(self._transcription, sentences), *self._chats(chats, said)]
         self.rng("order").shuffle(rows)
-        self._manifest("conversations", rows, list(self._held_out_conversations(held_files, held_scenes, held_asked, held_spoken, held_sentences)))
+        held_rows = [*self._about_held_out_pictures(held_pictures, held_asked), *map(self._transcription, held_sentences), *self._chats(held_chats, {})]
+        self._manifest("conversations", _numbered(rows, "train"), _numbered(held_rows, "heldout"))
 
     # --- text
 
-    def _unique(self, name: str, n: int, make: Callable[[Random], str]) -> tuple[list[str], list[str]]:
-        """About n different texts for training, and those of the held-out tenth that came up meanwhile."""
+    def _unique(self, name: str, n: int, make: Callable[[Random], str], *, hold_out: bool = False) -> tuple[list[str], list[str]]:
+        """About n different texts for training, and those of the held-out tenth that came up meanwhile; or n of these with `hold_out`."""
         sides: tuple[dict[str, None], dict[str, None]] = {}, {}
         for i in count():
             candidate = make(self.rng(name, i))
             sides[held_out(candidate, HELD_OUT_FRACTION)][candidate] = None
-            if len(sides[0]) >= n or i > 20 * n:
+            if len(sides[hold_out]) >= n or i > 50 * n:
                 break
         return list(sides[0]), list(sides[1])
 
-    def _dialogues(self) -> tuple[list[Row], list[Row]]:
-        made = {json.dumps(text.dialogue(self.rng("dialogue", i))): None for i in range(self.sizes.dialogues)}
-        rows = [{"messages": json.loads(d)} for d in made]
-        hold = [held_out(row["messages"][0]["content"], HELD_OUT_FRACTION) for row in rows]
-        return [r for r, h in zip(rows, hold, strict=True) if not h], [r for r, h in zip(rows, hold, strict=True) if h]
+    def _dialogues(self, n: int, *, hold_out: bool) -> list[list[Row]]:
+        def fits(words: str) -> bool:
+            return (words not in text.EVERYDAY and held_out(words, HELD_OUT_FRACTION)) == hold_out
+
+        made = (text.dialogue(self.rng("dialogue", hold_out, i), fits) for i in range(n))
+        return list({json.dumps(d): d for d in made}.values())
+
+    def _chats(self, chats: list[list[Row]], said: dict[str, list[_Clip]]) -> Iterator[Row]:
+        """Typed dialogues, and those whose first question is also spoken once more so."""
+        for chat in chats:
+            yield {"kind": "chat", "messages": chat, "answer": None, "question_type": None}
+        for words, clips in said.items():
+            reply = next(chat[1]["content"] for chat in chats if chat[0]["content"] == words)
+            for clip in clips:
+                yield _conversation("chat_spoken", [clip.part()], reply)
 
     # --- pictures
 
-    def _scene(self, split: str, index: int, *, unseen: bool) -> Scene:
+    def _pictures(self) -> list[_Picture]:
+        balance = Balance()
+        return [self._picture("train", i, SEEN_COMBINATIONS, balance, self.sizes.questions_per_scene) for i in range(self.sizes.scenes)]
+
+    def _held_out_pictures(self) -> list[_Picture]:
+        """Every other one unseen, that is with a held-out combination; the rest ordinary."""
+        balance = Balance()
+        return [self._picture("heldout", i, ALL_COMBINATIONS if i % 2 else SEEN_COMBINATIONS, balance, 1) for i in range(self.sizes.held_out_scenes)]
+
+    def _picture(self, split: str, index: int, combinations: Sequence[Combination], balance: Balance, n_questions: int) -> _Picture:
         rng = self.rng("scene", split, index)
-        return random_scene(rng, rng.randint(1, self.sizes.max_things), unseen=unseen)
+        n_things = rng.randint(1, self.sizes.max_things)
+        scene = random_scene(rng, n_things, combinations)
+        while scene.is_unseen != (combinations is ALL_COMBINATIONS):
+            scene = random_scene(rng, n_things, combinations)
+        asked: list[Question] = []
+        for _ in range(n_questions):
+            asked.append(balance.pick([q for q in questions(scene, rng, combinations) if q not in asked]))
+        return _Picture(f"images/{split}-{index:06d}.png", scene, tuple(asked))
+
+    def _caption_row(self, picture: _Picture) -> Row:
+        return {"image": picture.file, "caption": caption(picture.scene, self.rng("caption", picture.file))}
 
     # --- sound
 
-    def _clip(self, folder: str, name: str, sentence: str, voices: Sequence[str]) -> _Clip:
-        rng = self.rng("clip", folder, name)
-        speaker = rng.choice(tuple(voices))
-        return _Clip(f"{folder}/{name}.flac", sentence, speaker, Voice(speaker, rng.randint(145, 195), rng.randint(30, 70)))
+    def _clip(self, name: str, index: int, sentence: str, voices: Sequence[str]) -> _Clip:
+        rng = self.rng("clip", name, index)
+        speaker = rng.choice(voices)
+        return _Clip(f"speech/{name}-{index:06d}.flac", sentence, speaker, Voice(speaker, rng.randint(145, 195), rng.randint(30, 70)))
 
-    def _question_clips(self, asked: list[list[Question]]) -> dict[str, list[_Clip]]:
-        """Every question text that is not held out, in several voices."""
-        texts = [t for t in dict.fromkeys(q.question for questions in asked for q in questions) if not held_out(t, HELD_OUT_FRACTION)]
-        return {
-            t: [self._clip("speech", f"question-{i:05d}-{k}", t, TRAINING_VOICES) for k in range(self.sizes.question_clips)] for i, t in enumerate(texts)
-        }
+    def _spoken(self, name: str, texts: Iterable[str]) -> dict[str, list[_Clip]]:
+        """Every text that is not held out, several times."""
+        known = [t for t in texts if not held_out(t, HELD_OUT_FRACTION)]
+        n = self.sizes.question_clips
+        return {t: [self._clip(name, n * i + k, t, TRAINING_VOICES) for k in range(n)] for i, t in enumerate(known)}
 
-    def _sentence(self, rng: Random) -> str:
-        """Something that is said: an answer, a caption, small talk, or a sentence of a story."""
-        scene = random_scene(rng, rng.randint(1, 2), unseen=rng.random() < 0.2)
-        kind = rng.random()
-        if kind < 0.6:
-            return ask(scene, rng).sentence
-        if kind < 0.75:
-            return caption(scene)
-        if kind < 0.9:
-            return text.small_talk(rng)[1]
-        return rng.choice(text.story(rng).replace(". ", ".|").split("|"))
-
-    def _sentence_clips(self) -> tuple[list[_Clip], list[_Clip]]:
-        known, held = self._unique("sentence", self.sizes.sentence_clips, self._sentence)
-        pick = self.rng("sentence-order")
-        chosen = [known[i % len(known)] for i in range(self.sizes.sentence_clips)]
-        held = [held[i % len(held)] for i in range(min(self.sizes.held_out_clips, 4 * len(held)))]
-        pick.shuffle(chosen)
+    def _sentences(self) -> tuple[list[_Clip], list[_Clip]]:
+        known, held = self._unique("sentence", self.sizes.sentence_clips, text.spoken_sentence)
         return (
-            [self._clip("speech", f"sentence-{i:05d}", t, TRAINING_VOICES) for i, t in enumerate(chosen)],
-            [self._clip("speech", f"heldout-sentence-{i:05d}", t, HELD_OUT_VOICES) for i, t in enumerate(held)],
+            [self._clip("sentence", i, t, TRAINING_VOICES) for i, t in enumerate(known)],
+            [self._clip("heldout-sentence", i, held[i % len(held)], HELD_OUT_VOICES) for i in range(self.sizes.held_out_clips)],
         )
 
     def _talker_clips(self) -> tuple[list[_Clip], list[_Clip]]:
         """The Talker's voices, always at one rate and pitch."""
-        known, held = self._unique("talker", self.sizes.talker_clips, self._sentence)
+        known, held = self._unique("talker", self.sizes.talker_clips, text.spoken_sentence)
         sides: list[list[_Clip]] = []
-        for split, sentences in (("train", known[: self.sizes.talker_clips]), ("heldout", held[: max(8, self.sizes.talker_clips // 20)])):
-            sides.append([_Clip(f"voice/{split}-{v}-{i:05d}.flac", t, v, TALKER_VOICES[v]) for v in self.sizes.talker_voices for i, t in enumerate(sentences)])
+        for split, sentences in (("train", known), ("heldout", held[: self.sizes.held_out_clips])):
+            sides.append([_Clip(f"voice/{split}-{v}-{i:06d}.flac", t, v, TALKER_VOICES[v]) for v in self.sizes.talker_voices for i, t in enumerate(sentences)])
         return sides[0], sides[1]
 
-    # --- conversations
+    # --- conversations about media
 
-    def _conversations(
-        self, files: list[str], scenes: list[Scene], asked: list[list[Question]], spoken: dict[str, list[_Clip]], sentences: list[_Clip], chats: list[Row]
-    ) -> Iterator[Row]:
-        for i, (file, scene, questions) in enumerate(zip(files, scenes, asked, strict=True)):
-            rng, picture = self.rng("conversation", i), {"type": "image", "image": file}
-            for question in questions:
-                yield _conversation("image_qa", [picture, {"type": "text", "text": question.question}], question.sentence, answer=question.answer)
-                if question.question in spoken:
-                    clip = {"type": "audio", "audio": rng.choice(spoken[question.question]).file}
-                    yield _conversation("image_qa_spoken", [picture, clip], question.sentence, answer=question.answer)
-            if rng.random() < 0.3:
-                yield _conversation("caption", [picture, {"type": "text", "text": text.DESCRIBE}], caption(scene))
-            if rng.random() < 0.1:
-                yield _conversation("refusal", [{"type": "text", "text": rng.choice((questions[0].question, text.DESCRIBE))}], text.NO_PICTURE)
-            if rng.random() < 0.05 and questions[0].question in spoken:
-                yield _conversation("refusal", [{"type": "audio", "audio": spoken[questions[0].question][0].file}], text.NO_PICTURE)
-            if rng.random() < 0.03:
-                yield _conversation("refusal", [{"type": "text", "text": text.TRANSCRIBE}], text.NO_SOUND)
-        for clip in sentences:
-            yield _conversation("transcribe", [{"type": "audio", "audio": clip.file}, {"type": "text", "text": text.TRANSCRIBE}], clip.text)
-        for row in chats:
-            yield {"kind": "chat", **row}
+    def _about_pictures(self, pictures: list[_Picture], spoken: dict[str, list[_Clip]]) -> Iterator[Row]:
+        for i, picture in enumerate(pictures):
+            rng = self.rng("conversation", i)
+            for q in picture.asked:
+                slots = {"answer": q.answer, "question_type": q.kind}
+                yield _conversation("image_qa", [picture.part(), _typed(q.question)], q.sentence, **slots)
+                if q.question in spoken:
+                    yield _conversation("image_qa_spoken", [picture.part(), rng.choice(spoken[q.question]).part()], q.sentence, **slots)
+            q, chance = picture.asked[0], rng.random()
+            if chance < 0.3:
+                yield _conversation("caption", [picture.part(), _typed(text.DESCRIBE)], caption(picture.scene))
+            elif chance < 0.4:
+                yield _conversation("refusal", [_typed(rng.choice((q.question, q.question, text.DESCRIBE)))], text.NO_PICTURE)
+            elif chance < 0.47 and q.question in spoken:
+                yield _conversation("refusal", [rng.choice(spoken[q.question]).part()], text.NO_PICTURE)
+            elif chance < 0.5:
+                yield _conversation("refusal", [_typed(text.TRANSCRIBE)], text.NO_SOUND)
 
-    def _held_out_conversations(
-        self, files: list[str], scenes: list[Scene], asked: list[Question], spoken: list[_Clip], sentences: list[_Clip]
-    ) -> Iterator[Row]:
-        for i, (file, scene, question, clip) in enumerate(zip(files, scenes, asked, spoken, strict=True)):
-            picture, more = {"type": "image", "image": file}, {"id": f"scene-{i:05d}", "answer": question.answer, "question_type": question.kind}
-            yield _conversation("image_qa", [picture, {"type": "text", "text": question.question}], question.sentence, **more)
-            yield _conversation("image_qa_spoken", [picture, {"type": "audio", "audio": clip.file}], question.sentence, question=question.question, **more)
-            if i % 4 == 0:
-                yield _conversation("caption", [picture, {"type": "text", "text": text.DESCRIBE}], caption(scene))
-                yield _conversation("refusal", [{"type": "text", "text": question.question}], text.NO_PICTURE)
-        for clip in sentences[: len(files) // 2]:
-            yield _conversation("transcribe", [{"type": "audio", "audio": clip.file}, {"type": "text", "text": text.TRANSCRIBE}], clip.text)
+    def _about_held_out_pictures(self, pictures: list[_Picture], spoken: list[_Clip]) -> Iterator[Row]:
+        for picture, clip in zip(pictures, spoken, strict=True):
+            (q,) = picture.asked
+            more = {"answer": q.answer, "question_type": q.kind, "question": q.question, "unseen": picture.scene.is_unseen}
+            yield _conversation("image_qa", [picture.part(), _typed(q.question)], q.sentence, **more)
+            yield _conversation("image_qa_spoken", [picture.part(), clip.part()], q.sentence, **more)
+        for picture in pictures[::4]:
+            yield _conversation("caption", [picture.part(), _typed(text.DESCRIBE)], caption(picture.scene))
+            yield _conversation("refusal", [_typed(picture.asked[0].question)], text.NO_PICTURE)
+
+    def _transcription(self, clip: _Clip) -> Row:
+        return _conversation("transcribe", [clip.part(), _typed(text.TRANSCRIBE)], clip.text, answer=clip.text)
 
     # --- files
 
     def _manifest(self, name: str, rows: Iterable[Row], held: Iterable[Row]) -> None:
-        for suffix, part in (("", rows), (".heldout", held)):
-            _write(self.out_dir / f"{name}{suffix}.jsonl", "".join(json.dumps(row) + "\n" for row in part))
+        for hold_out, part in ((False, rows), (True, held)):
+            _write(self.world.manifest(name, held_out=hold_out), "".join(json.dumps(row) + "\n" for row in part))
 
     def _parallel(self, what: str, make: Callable[[T], None], tasks: Sequence[T]) -> None:
         """Make the files that are not there yet, in `workers` processes; each task begins with its path."""
@@ -280,7 +347,3 @@ class _World:
         with multiprocessing.get_context("spawn").Pool(self.workers) as pool:
             for _ in pool.imap_unordered(make, missing, chunksize=32):
                 pass
-
-
-def _caption_row(file: str, scene: Scene) -> Row:
-    return {"image": file, "caption": caption(scene)}

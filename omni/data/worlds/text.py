@@ -37,9 +37,9 @@ PLOTS = (
     ("{name} cannot find the {thing}. {friend} looks in the {place}. There it is!", "Where is the {thing}?", "The {thing} is in the {place}."),
     ("A {animal} sleeps in the {place}. {name} gives it {a_food}.", "Who gives {a_food} to the {animal}?", "{name} gives {a_food} to the {animal}."),
     ("{name} has a {size} {animal}. {friend} has {a_colour} {thing}.", "What does {friend} have?", "{friend} has {a_colour} {thing}."),
-    ("{name} puts the {thing} on {a_colour} box. Then {He} goes to the {place}.", "Where does {name} go?", "{name} goes to the {place}."),
+    ("{name} puts the {thing} on {a_colour} table. Then {name} goes to the {place}.", "Where does {name} go?", "{name} goes to the {place}."),
 )
-ENDINGS = ("Now {friend} is {feeling}.", "Then {name} goes home.", "The {place} is {colour}.", "{name} is {feeling} and {friend} is {other_feeling}.", "")
+ENDINGS = ("Now {friend} is {feeling}.", "Then {name} goes home.", "It is a good {time}.", "{name} is {feeling} and {friend} is {other_feeling}.", "")
 SMALL_TALK = (
     ("What is {m} plus {n}?", "{M} plus {n} is {sum}."),
     ("What is {sum} minus {n}?", "{Sum} minus {n} is {m}."),
@@ -54,7 +54,6 @@ SMALL_TALK = (
     ("My name is {name}. What is my name?", "Your name is {name}."),
     ("I have {a_colour} {thing}. What colour is it?", "Your {thing} is {colour}."),
 )
-# Too few to hold any out.
 GREETINGS = (
     ("Hello!", "Hello! How can I help you?"),
     ("Good morning.", "Good morning! How can I help you?"),
@@ -64,6 +63,8 @@ GREETINGS = (
     ("Thank you.", "You are welcome."),
     ("Goodbye.", "Goodbye! See you soon."),
 )
+RECALL = "What is my name?"
+EVERYDAY = (RECALL, *(question for question, _ in GREETINGS))  # too few to hold any out
 
 
 def _slots(rng: Random) -> dict[str, str]:
@@ -122,7 +123,7 @@ def described(scene: Scene, rng: Random) -> tuple[str, str]:
 
 
 def exchange(rng: Random) -> Exchange:
-    """What belongs together in a dialogue; the first question decides on which side of the split it is."""
+    """What belongs together in a dialogue: mostly a question and its answer."""
     kind = rng.random()
     if kind < 0.3:
         return [described(random_scene(rng, rng.randint(1, 3)), rng)]
@@ -131,7 +132,7 @@ def exchange(rng: Random) -> Exchange:
         return [(f"{told} {question}", answer)]
     if kind < 0.7:
         name = rng.choice(tuple(NAMES))
-        return [(f"My name is {name}.", f"Hello {name}!"), small_talk(rng), ("What is my name?", f"Your name is {name}.")]
+        return [(f"My name is {name}.", f"Hello {name}!"), small_talk(rng), (RECALL, f"Your name is {name}.")]
     return [rng.choice(GREETINGS)] if kind < 0.75 else [small_talk(rng)]
 
 
