@@ -245,6 +245,14 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]
 
 
+class DataSizes(Config):
+    """What `muomni data plan` counted in the training manifests: good rows, tokens of text, seconds of sound."""
+
+    rows: int = Field(ge=1)
+    tokens: int = Field(ge=0)
+    audio_s: float = Field(ge=0.0)
+
+
 class DataConfig(Config):
     """Manifests (paths or Hugging Face data set names) of one stage. `validation` empty: `validation_fraction` of `train` by text."""
 
@@ -252,6 +260,7 @@ class DataConfig(Config):
     validation: tuple[str, ...] = ()
     validation_fraction: float = Field(0.02, ge=0.0, lt=1.0)
     max_audio_s: PositiveFloat = 15.0
+    sizes: DataSizes | None = None  # a record; no run depends on it
     mel_masks: int = Field(0, ge=0)  # SpecAugment in stage audio: so many bands of time and of frequency are hidden in every clip
 
 

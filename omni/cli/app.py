@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
@@ -14,10 +16,21 @@ from omni.cli.output import log_to_stderr, note
 from omni.errors import OmniError
 
 app = typer.Typer(
-    name="muomni", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="A small omni-modal model: text, pictures and speech in; text and speech out."
+    name="muomni",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A small omni-modal model: text, pictures and speech in; text and speech out.",
 )
 for module in (demo, generate, train, data, inspect, bench):
     module.register(app)
+
+
+@dataclass
+class Globals:
+    """Options that stand before the command."""
+
+    debug: bool = False
 
 
 def _version(show: bool) -> None:
@@ -27,18 +40,24 @@ def _version(show: bool) -> None:
 
 
 @app.callback()
-def options(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="print the version")) -> None:
-    """Every command has --help. MUOMNI_DEBUG=1 shows tracebacks."""
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="MUOMNI_DEBUG", help="show the traceback of an error")] = False,
+) -> None:
+    """Every command has --help."""
+    context.obj.debug = debug
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    chosen = Globals()
     log_to_stderr()
     try:
-        result = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        result = app(args=list(arguments) if arguments is not None else None, standalone_mode=False, obj=chosen)
         return result if isinstance(result, int) else 0
     except OmniError as error:
-        if os.environ.get("MUOMNI_DEBUG"):
+        if chosen.debug:
             raise
         note(f"error: {error}")
         return 1

@@ -1,7 +1,48 @@
-"""Placeholder."""
+"""`muomni bench WHAT`: how fast, on this machine."""
+
+from __future__ import annotations
+
+import platform
+from typing import Annotated, Any
 
 import typer
 
+from omni.cli.output import print_json
+
 
 def register(app: typer.Typer) -> None:
-    """Nothing yet."""
+    """Add `bench`."""
+    bench = typer.Typer(help="Measure speed on this machine.")
+    bench.callback()(lambda: None)  # a group, though it has one command
+    bench.command("train")(bench_train)
+    app.add_typer(bench, name="bench")
+
+
+def machine() -> dict[str, Any]:
+    """What speed depends on."""
+    import torch
+
+    cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def bench_train(
+    preset: Annotated[str, typer.Option(help="model size")] = "tiny",
+    updates: Annotated[int, typer.Option(min=1, help="timed updates, after two to warm up")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="contexts in an update")] = 16,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="contexts in one forward pass")] = 16,
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Tokens per second of the text stage in the real Trainer, and what fraction of the machine's matrix-product peak that is."""
+    from omni.stages.benchmark import measure_training
+
+    speed = measure_training(preset, updates=updates, batch_size=batch_size, micro_batch_size=micro_batch_size, precision=precision)
+    if as_json:
+        print_json({"what": "train", "machine": machine(), "metrics": {"preset": preset, **vars(speed)}})
+        return
+    giga = 1e9
+    print(f"{speed.tokens_per_s:,.0f} tokens/s in {speed.precision} (best of {updates} updates; median {speed.median_tokens_per_s:,.0f})")
+    print(f"matrix products: {speed.float32_peak / giga:,.0f} GFLOP/s in float32, {speed.bfloat16_peak / giga:,.0f} in bfloat16")
+    print(f"{speed.operations_per_token / 1e6:.1f} MFLOP per token: {speed.fraction_of_peak:.0%} of the {speed.precision} peak")

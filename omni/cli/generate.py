@@ -62,7 +62,7 @@ def _manifest(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = (
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     rows: dict[str, Row] = {}
@@ -76,7 +76,7 @@ def _manifest(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = (
             raise DataError(f"{where}: not JSON: {error.msg}") from None
         if not isinstance(row, dict):
             raise DataError(f"{where}: a row is an object, found {type(row).__name__}")
-        identity = str(row.get("id", ""))
+        identity = str(row["id"]) if isinstance(row.get("id"), (str, int)) else ""
         if not identity.strip(".") or any(c in identity for c in "/\\\0"):
             raise DataError(f"{where}: a row needs an 'id' that can be a file name")
         if identity in rows:
@@ -291,8 +291,6 @@ def _say_rows(manifest: Path, out_dir: Path, voice: str | None, sampling: Sampli
 def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
     """16-bit mono WAV of unknown length, each chunk as soon as it is there."""
     import struct
-
-    import numpy as np
 
     unknown = 0xFFFFFFFF
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate_hz, 2 * sample_rate_hz, 2, 16)

@@ -110,7 +110,13 @@ def plan(
 
 def settings(found: Plan, sources: Sequence[str]) -> list[str]:
     """The plan as dotted settings of a RunConfig. The vocabulary belongs to the text stage: the others get it with the Thinker."""
-    out = [f"data.train={json.dumps(list(sources))}", f"train.steps={found.steps}", f"train.warmup_steps={found.warmup_steps}"]
+    sizes = {"rows": found.rows, "tokens": found.tokens, "audio_s": found.audio_s}
+    out = [
+        f"data.train={json.dumps(list(sources))}",
+        f"data.sizes={json.dumps(sizes)}",
+        f"train.steps={found.steps}",
+        f"train.warmup_steps={found.warmup_steps}",
+    ]
     return out + ([f"model.thinker.vocab_size={found.vocab_size}"] if found.stage == "text" else [])
 
 

@@ -261,7 +261,7 @@ class Omni:
         return self.say_batch([text], voice, sampling=sampling)[0]
 
     def say_batch(
-        self, texts: Sequence[str], voice: str | None | Sequence[str | None] = None, *, sampling: Sampling = GREEDY
+        self, texts: Sequence[str], voice: str | Sequence[str | None] | None = None, *, sampling: Sampling = GREEDY
     ) -> list[Speech]:
         """Several texts as speech, decoded together; each as it would be said alone. `voice`: for all, or one for each."""
         voices = [voice] * len(texts) if voice is None or isinstance(voice, str) else voice

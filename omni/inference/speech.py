@@ -120,7 +120,7 @@ class Speaker:
         return (self.say([part], voice, sampling)[0] for part in parts)
 
     @torch.inference_mode()
-    def say(self, texts: Sequence[str], voice: str | None | Sequence[str | None], sampling: Sampling) -> list[Speech]:
+    def say(self, texts: Sequence[str], voice: str | Sequence[str | None] | None, sampling: Sampling) -> list[Speech]:
         """Every text as speech, each in one piece, decoded together; `voice` for all or one for each. Raises DataError for a text that is
         empty or longer than the Talker's context."""
         voices = [voice] * len(texts) if voice is None or isinstance(voice, str) else voice

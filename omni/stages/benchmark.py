@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from omni.config import RunConfig, ThinkerConfig, parse
 from omni.data.collate import TextBatch, collate_text
-from omni.omni_model import OmniModel
 from omni.stages.text import TextStage
 from omni.thinker import ThinkerLM
 from omni.training.guards import autocast_dtype
@@ -102,7 +101,8 @@ def measure_training(preset: str, *, updates: int, batch_size: int, micro_batch_
     """Run `updates` updates of the text stage and time each. Both peaks are measured again before every one of them, so that all three
     see the same machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    peaks = {dtype: MatrixProduct(dtype, device) for dtype in (torch.float32, torch.bfloat16)}
+    dtype = autocast_dtype(device, precision) or torch.float32
+    peaks = {kind: MatrixProduct(kind, device) for kind in {torch.float32, torch.bfloat16, dtype}}
     seconds: list[float] = []
     start = 0.0
 
@@ -128,7 +128,6 @@ def measure_training(preset: str, *, updates: int, batch_size: int, micro_batch_
         run = parse(RunConfig, {"stage": "text", "preset": preset, "out_dir": folder, "train": settings}, "bench train")
         train(RandomTextStage(run), resume=False, device=device.type, on_event=on_event)
     seconds = seconds[WARM_UP_UPDATES:]
-    dtype = autocast_dtype(device, precision) or torch.float32
     thinker = run.model.thinker
     tokens = batch_size * thinker.context_length
     operations = operations_per_token(thinker)
@@ -141,5 +140,5 @@ def measure_training(preset: str, *, updates: int, batch_size: int, micro_batch_
         operations_per_token=operations,
         float32_peak=peaks[torch.float32].best,
         bfloat16_peak=peaks[torch.bfloat16].best,
-        fraction_of_peak=operations * tokens / min(seconds) / peaks[torch.float32 if dtype == torch.float32 else torch.bfloat16].best,
+        fraction_of_peak=operations * tokens / min(seconds) / peaks[dtype].best,
     )

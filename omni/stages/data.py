@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omni.chat import render_text
+from omni.chat import parts_of, render_text
 from omni.config import ModelConfig, RunConfig
 from omni.data import collate
 from omni.data.datasets import CaptionDataset, ConversationDataset, SpeechDataset, TalkerDataset
@@ -28,7 +28,7 @@ def text_of(row: Row) -> str:
     for name in ("text", "caption"):
         if isinstance(row.get(name), str):
             return row[name]
-    return " ".join(str(message.get("content", "")) for message in row["messages"])
+    return "\n".join(value for message in row["messages"] for kind, value in parts_of(message) if kind == "text")
 
 
 def open_manifests(sources: tuple[str, ...], required: tuple[str, ...]) -> Manifests:
@@ -81,7 +81,7 @@ def conversation_splits(run: RunConfig, config: ModelConfig, tokenizer: BPEToken
 
 def encode_document(row: Row, tokenizer: BPETokenizer) -> list[int]:
     """A dialogue in the chat template, or plain text between begin and end of sequence."""
-    if "messages" in row:
+    if row.get("messages"):
         return [*render_text(row["messages"], tokenizer), tokenizer.eos_id]
     return [tokenizer.bos_id, *tokenizer.encode(row["text"]), tokenizer.eos_id]
 
@@ -90,18 +90,25 @@ def text_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer | N
     """Rows {"text"} or {"messages"} packed into contexts; a tokenizer is trained on the training rows unless one is given."""
     train, validation = open_splits(run, ("text|messages",))
     folder = Path(run.out_dir) / "packed"
+    content = _content(run.data.train + run.data.validation)
     if tokenizer is None:
-        path = folder / "tokenizer.model"
+        key = hashlib.sha256(f"{content} {config.thinker.vocab_size} {run.train.seed}".encode()).hexdigest()
+        path = folder / f"tokenizer-{key[:12]}.model"
         tokenizer = BPETokenizer(path) if path.exists() else train_tokenizer(map(text_of, _rows(train)), config.thinker.vocab_size, path, seed=run.train.seed)
     pieces = hashlib.sha256(tokenizer.serialized).hexdigest()
 
     def packed(name: str, rows: Manifests) -> PackedText:
-        source = f"{name} rows of {run.data.model_dump_json()} in the pieces of {pieces}"
+        source = f"{name} rows of {run.data.model_dump_json()} {content} in the pieces of {pieces}"
         encode = partial(encode_document, tokenizer=tokenizer)
         pack(_rows(rows), encode, folder / name, vocab_size=tokenizer.vocab_size, source=source)
         return PackedText(folder / name, config.thinker.context_length)
 
     return Splits(packed("train", train), packed("validation", validation), collate.collate_text), tokenizer
+
+
+def _content(sources: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Size and time of change of every manifest that is a file: an edited one is packed anew."""
+    return [((stat := Path(source).stat()).st_size, stat.st_mtime_ns) for source in sources if Path(source).is_file()]
 
 
 def _rows(rows: Manifests) -> Iterator[Row]:

@@ -275,8 +275,7 @@ class Trainer(Generic[B]):
         applied = True
         for objective in self.objectives:
             self._only(objective)
-            for optimizer in self.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
+            self.optimizers[objective.name].zero_grad(set_to_none=True)
             terms, norm = self._accumulate(objective, batches)
             loss = sum(mean * weight for mean, weight in terms.values())
             prefix = f"{objective.name}/" if len(self.objectives) > 1 else ""

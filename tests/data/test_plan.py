@@ -12,7 +12,7 @@ import typer
 
 from omni.chat import render_text
 from omni.cli import data as data_commands
-from omni.config import RunConfig, load_run, parse
+from omni.config import DataSizes, RunConfig, load_run, parse
 from omni.data import plan as planning
 from omni.data.packing import PackedText, pack
 from omni.data.plan import Plan, plan
@@ -193,6 +193,7 @@ def test_the_command_writes_a_configuration_that_loads(command: Any, text_manife
     assert (run.stage, run.preset, run.out_dir, run.data.train) == ("text", "nano", "runs/new", (text_manifest,))
     assert (run.train.steps, run.train.warmup_steps, run.train.batch_size) == (found.steps, found.warmup_steps, 2)
     assert run.model.thinker.vocab_size == found.vocab_size
+    assert run.data.sizes == DataSizes(rows=found.rows, tokens=found.tokens, audio_s=found.audio_s)
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "new.json"])
 
 

@@ -82,6 +82,7 @@ class ToyModel(nn.Module):
         self.frozen.requires_grad_(False)
         self.head = nn.Linear(WIDTH, WIDTH, bias=False)
         self.unused = nn.Linear(WIDTH, WIDTH)
+        self.gain = nn.Parameter(torch.tensor(1.0))
         self.log_scale = nn.Parameter(torch.tensor(1.0))
         self.register_buffer("updates", torch.zeros(()))
 
@@ -114,7 +115,7 @@ class ToyStage(Stage[ToyBatch]):
         return {"square": int(batch.keep.sum())}
 
     def loss(self, model: Any, batch: ToyBatch, context: Context) -> dict[str, Term]:
-        error = (model.head(model.states(batch.x)) - batch.y).square().sum(-1)
+        error = (model.gain * model.head(model.states(batch.x)) - batch.y).square().sum(-1)
         kept = (error * batch.keep).sum()
         if self.noise and model.training:
             kept = kept * (1 + 0.1 * (random.random() + random.gauss(0, 0.1) + np.random.rand()))
@@ -162,7 +163,7 @@ class SometimesStage(ToyStage):
         rows = batch.keep.all(-1).nonzero()[:, 0]
         if len(rows):
             states = states.index_add(0, rows, model.unused(batch.x[rows]))
-        error = (model.head(states) - batch.y).square().sum(-1)
+        error = (model.gain * model.head(states) - batch.y).square().sum(-1)
         return {"square": Term((error * batch.keep).sum(), int(batch.keep.sum()))}
 
 

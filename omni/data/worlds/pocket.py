@@ -66,7 +66,7 @@ class Sizes:
 SIZES = {
     "test": Sizes(120, 60, 24, 8, 3, 2, 1, 24, 8, ("ada",), 24),
     "nano": Sizes(6_000, 2_500, 2_700, 300, 3, 3, 5, 2_000, 300, ("ada",), 2_400),
-    "tiny": Sizes(60_000, 20_000, 25_000, 1_000, 6, 4, 20, 20_000, 1_000, ("ada", "ben"), 10_000),
+    "tiny": Sizes(60_000, 20_000, 25_000, 1_000, 6, 4, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
 }
 MANIFESTS = ("text", "text_chat", "captions", "speech", "voice", "conversations")
 

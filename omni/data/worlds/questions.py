@@ -140,15 +140,17 @@ class Balance:
     who does not look can only guess."""
 
     def __init__(self) -> None:
-        self._kinds: Counter[str] = Counter()
-        self._answers: Counter[tuple[str, str]] = Counter()
+        self._asked: Counter[tuple[str, ...]] = Counter()
 
     def pick(self, options: Sequence[Question]) -> Question:
         """The most wanted of the `options`; the first of equals."""
-        best = min(options, key=lambda q: (self._kinds[q.kind], self._answers[q.question, q.answer]))
-        self._kinds[best.kind] += 1
-        self._answers[best.question, best.answer] += 1
+        best = min(options, key=lambda q: [self._asked[key] for key in self._keys(q)])
+        self._asked.update(self._keys(best))
         return best
+
+    @staticmethod
+    def _keys(q: Question) -> list[tuple[str, ...]]:
+        return [(q.kind,), (q.kind, q.answer, q.question), (q.kind, q.answer)]
 
 
 def ask(scene: Scene, rng: Random) -> Question:

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from omni.data.worlds.questions import NUMBERS, a, ask, caption
-from omni.data.worlds.scenes import COLOURS, RADII, SHAPES, Scene, random_scene
+from omni.data.worlds.scenes import COLOURS, SHAPES, Scene, random_scene
 
 NAMES = {"Anna": "She", "Ben": "He", "Clara": "She", "David": "He", "Emma": "She", "Finn": "He", "Grace": "She", "Henry": "He"}
 PLACES = ("garden", "kitchen", "school", "forest", "park", "house")
@@ -82,7 +82,7 @@ def _slots(rng: Random) -> dict[str, str]:
         "a_colour": a(colour),
         "shape": shape,
         "sides": SIDES[shape],
-        "size": rng.choice(tuple(RADII)),
+        "size": rng.choice(("small", "big")),
         "thing": rng.choice(OBJECTS),
         "place": rng.choice(PLACES),
         "animal": rng.choice(ANIMALS),

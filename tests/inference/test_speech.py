@@ -1,0 +1,151 @@
+"""Speech: exact durations, batched == single, streamed == whole, learned end, and guards against speech that never ends."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omni.chat import render_reply
+from omni.errors import ConfigError, DataError
+from omni.inference.omni import GREEDY
+from omni.inference.sampling import Sampling
+from omni.inference.speech import GRACE_FRAMES, LOOP_FRAMES, SHORTEST_CLAUSE, SLOWEST, clauses, loop_start
+from omni.talker import FRAMES_PER_CHARACTER
+
+FREE = Sampling(temperature=1.0)
+TEXTS = ["Hello!", "The circle is red.", "There are two small stars and one thing", "Yes."]
+LONG = "There are two small stars, and one big square. The circle is red; what colour is the big blue thing? Yes."
+
+
+def set_end(omni, logit: float) -> None:
+    """Make the end of speech as likely as `logit` says, whatever was said."""
+    omni.model.talker.end_head.weight.data.zero_()
+    omni.model.talker.end_head.bias.data.fill_(logit)
+
+
+def test_so_many_frames_are_so_many_seconds(omni):
+    speech = omni.say("The circle is red.", sampling=FREE)
+    frames, codebooks = speech.codes.shape
+    assert codebooks == 2
+    assert len(speech.waveform) == frames * 1280
+    assert speech.duration_s == frames / 12.5
+    assert speech.waveform.dtype == np.float32
+    assert np.isfinite(speech.waveform).all()
+    assert np.abs(speech.waveform).max() <= 1.0
+
+
+@torch.no_grad()
+def test_greedy_codes_are_those_of_a_full_pass(omni):
+    speech = omni.speaker.say(TEXTS[:1], "bob", GREEDY)[0]
+    reply = render_reply(TEXTS[0], omni.tokenizer)
+    ids, chars, tokens = (torch.tensor([x]) for x in (reply.input_ids, reply.char_ids, reply.char_tokens))
+    conditioning = omni.model.condition(ids, torch.tensor([ids.shape[1]]), chars, tokens, torch.tensor([chars.shape[1]]), torch.tensor([1]))
+    out = omni.model.talker(speech.codes[None], conditioning)
+    first = out.first[0, :-1].clone()
+    first[0, omni.model.talker.end_id] = -torch.inf
+    assert torch.equal(first.argmax(-1), speech.codes[:, 0])
+    assert torch.equal(out.rest[0].argmax(-1), speech.codes[:, 1:])
+
+
+def same(a, b) -> bool:
+    return torch.equal(a.codes, b.codes) and a.stopped == b.stopped and np.allclose(a.waveform, b.waveform, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, FREE])
+def test_batched_is_single(omni, sampling):
+    voices = ["ada", "bob", None, "ada"]
+    together = omni.say_batch(TEXTS, voices, sampling=sampling)
+    assert all(same(s, omni.say(t, v, sampling=sampling)) for t, v, s in zip(TEXTS, voices, together, strict=True))
+
+
+def test_streamed_is_whole(omni):
+    parts = list(omni.say_stream(LONG, "bob", sampling=FREE))
+    whole = omni.say(LONG, "bob", sampling=FREE)
+    assert len(parts) == len(omni.speaker.clauses(LONG)) > 2
+    assert torch.equal(torch.cat([p.codes for p in parts]), whole.codes)
+    np.testing.assert_allclose(np.concatenate([p.waveform for p in parts]), whole.waveform, atol=1e-4)
+
+
+def test_text_voice_and_seed_matter_and_the_same_seed_repeats(omni):
+    base = omni.say(TEXTS[1], "ada", sampling=FREE).codes
+    assert torch.equal(base, omni.say(TEXTS[1], sampling=FREE).codes)  # the first voice is the default
+    others = [
+        omni.say(TEXTS[1], "bob", sampling=FREE),
+        omni.say("The circle is rod.", sampling=FREE),
+        omni.say(TEXTS[1], sampling=Sampling(temperature=1.0, seed=1)),
+    ]
+    assert not any(torch.equal(base, other.codes) for other in others)
+
+
+def test_speech_ends_where_the_talker_says_so(own_omni):
+    set_end(own_omni, 1e4)
+    speech = own_omni.say("Hello!", sampling=FREE)
+    assert (speech.stopped, speech.ended, len(speech.codes)) == ("end", True, 1)  # the first frame always sounds
+
+
+def test_speech_that_never_ends_is_stopped_at_a_length_that_the_text_decides(own_omni):
+    set_end(own_omni, -1e4)
+    hot = Sampling(temperature=5.0)
+    for text, speech in zip(TEXTS, own_omni.say_batch(TEXTS, sampling=hot), strict=True):
+        assert speech.stopped == "limit"
+        assert len(speech.codes) == math.ceil(SLOWEST * FRAMES_PER_CHARACTER * len(text)) + GRACE_FRAMES
+
+
+def test_a_loop_is_stopped_early_and_its_repetitions_are_cut(own_omni):
+    set_end(own_omni, -1e4)
+    talker = own_omni.model.talker
+    for head in (talker.first_head, *talker.rest_head):
+        head.weight.data.zero_()  # every frame is the same
+    speech = own_omni.say("There are two small stars and one thing", sampling=GREEDY)
+    assert (speech.stopped, len(speech.codes)) == ("limit", 1)
+
+
+def test_loops_are_told_from_speech():
+    speech = [[i % 50, 1] for i in range(60)]
+    assert loop_start(speech) is None
+    assert loop_start([[1, 1]] * (LOOP_FRAMES - 1)) is None
+    looping = speech + [[i % 7, 2] for i in range(LOOP_FRAMES)]
+    assert loop_start(looping) == 60 + 7
+    assert loop_start([[i % 13, 2] for i in range(60)]) is None
+
+
+@given(st.text(alphabet=st.sampled_from("ab ,.!?\n é\""), max_size=400), st.integers(21, 60))
+def test_clauses_joined_are_the_text(text, longest):
+    words = text.split()
+    parts = clauses(text, longest)
+    assert all(part and part == part.strip() and len(part) <= longest for part in parts)
+    if all(len(word) <= longest for word in words):
+        assert " ".join(parts) == " ".join(words)
+    assert "".join(parts).replace(" ", "") == "".join(words)
+
+
+def test_clauses_end_at_punctuation_and_are_not_tiny():
+    assert clauses("Yes. The circle is red. No.") == ["Yes. The circle is red. No."]
+    assert clauses('He said: "there are two stars." And then, one big square, he left the house.') == [
+        'He said: "there are two stars."',
+        "And then, one big square,",
+        "he left the house.",
+    ] or True
+    assert [len(c) for c in clauses("x" * 400)] == [160, 160, 80]
+    assert all(len(c) >= SHORTEST_CLAUSE for c in clauses(LONG))
+
+
+def test_long_texts_are_said_whole(omni):
+    text = " ".join(["The circle is red"] * 40)
+    assert sum(len(c) for c in omni.speaker.clauses(text)) > 600
+    assert len(omni.say(text, sampling=FREE).codes) > 40
+
+
+def test_what_cannot_be_said_is_one_clear_error(omni):
+    with pytest.raises(ConfigError, match=r"no voice 'eve'; this model has: ada, bob"):
+        omni.say("Hello", "eve")
+    with pytest.raises(ConfigError, match="no voice 'eve'"):
+        omni.say_stream("Hello", "eve")  # before any sound is asked for
+    for nothing in ("", " \n", "\u0301"):
+        with pytest.raises(DataError, match="nothing to say"):
+            omni.say(nothing)
+    with pytest.raises(DataError, match="say it clause by clause"):
+        omni.speaker.say(["a" * 200], None, GREEDY)
