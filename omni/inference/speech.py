@@ -27,6 +27,7 @@ GRACE_FRAMES = 12  # … and about a second more; then it is taken for a runaway
 LOOP_FRAMES, LONGEST_PERIOD = 36, 12  # so many frames that only repeat at most so many are a loop, and are stopped too
 SHORTEST_CLAUSE, LONGEST_CLAUSE = 20, 160  # characters
 CLAUSE_ENDS = ".!?;:,…。！？；：，、"
+LOUDEST = 10.0  # scaled log-mel far above full scale: a codec gone wild must not overflow into a waveform of NaN
 CLOSING = "\"')]}”’»"
 
 Frame = list[int]
@@ -196,6 +197,6 @@ class Speaker:
 
     def _sound(self, codes: Tensor, ended: bool) -> Speech:
         """F frames give exactly F / 12.5 seconds."""
-        mel = self.model.codec.decode(codes[None].to(self.model.talker.begin.device))
+        mel = self.model.codec.decode(codes[None].to(self.model.talker.begin.device)).clamp(max=LOUDEST)
         waveform = self.model.vocoder(mel)[0].float().cpu().numpy()
         return Speech(waveform, self.model.config.audio.sample_rate_hz, codes, "end" if ended else "limit")

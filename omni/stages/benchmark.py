@@ -97,35 +97,27 @@ class TrainingSpeed:
     fraction_of_peak: float
 
 
-def measure_training(preset: str, *, updates: int, batch_size: int, micro_batch_size: int, precision: str = "auto", seed: int = 0) -> TrainingSpeed:
-    """Run `updates` updates of the text stage and time each. Both peaks are measured again before every one of them, so that all three
-    see the same machine."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = autocast_dtype(device, precision) or torch.float32
-    peaks = {kind: MatrixProduct(kind, device) for kind in {torch.float32, torch.bfloat16, dtype}}
-    seconds: list[float] = []
-    start = 0.0
-
-    def on_event(event: Event) -> None:
-        nonlocal start
-        if event.kind == "update":
-            seconds.append(_now(device) - start)
-            for peak in peaks.values():
-                peak.measure()
-            start = _now(device)
-
+def measure_training(preset: str, *, updates: int, batch_size: int, micro_batch_size: int, precision: str = "auto") -> TrainingSpeed:
+    """Run `updates` updates of the text stage and time each. The peaks are measured again before every one of them, so that all see the
+    same machine."""
     with tempfile.TemporaryDirectory() as folder:
         steps = WARM_UP_UPDATES + updates
-        settings = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "micro_batch_size": micro_batch_size,
-            "precision": precision,
-            "log_every": steps,
-            "checkpoint_every": steps,
-            "seed": seed,
-        }
+        settings = {"steps": steps, "log_every": steps, "batch_size": batch_size, "micro_batch_size": micro_batch_size, "precision": precision}
         run = parse(RunConfig, {"stage": "text", "preset": preset, "out_dir": folder, "train": settings}, "bench train")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = autocast_dtype(device, run.train.precision) or torch.float32
+        peaks = {kind: MatrixProduct(kind, device) for kind in (torch.float32, torch.bfloat16, dtype)}
+        seconds: list[float] = []
+        start = 0.0
+
+        def on_event(event: Event) -> None:
+            nonlocal start
+            if event.kind == "update":
+                seconds.append(_now(device) - start)
+                for peak in peaks.values():
+                    peak.measure()
+                start = _now(device)
+
         train(RandomTextStage(run), resume=False, device=device.type, on_event=on_event)
     seconds = seconds[WARM_UP_UPDATES:]
     thinker = run.model.thinker

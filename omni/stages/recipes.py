@@ -36,12 +36,12 @@ POCKET_STAGES: dict[str, dict[str, Any]] = {
 
 POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {
-        "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 3e-3},
-        "audio": {"steps": 1200, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
-        "vision": {"steps": 300, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 2e-3},
-        "sft": {"steps": 1000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
-        "codec": {"steps": 500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
-        "talker": {"steps": 1200, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+        "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
+        "audio": {"steps": 1000, "learning_rate": 4e-3},
+        "vision": {"steps": 400, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 4e-3},
+        "sft": {"steps": 1000, "learning_rate": 3e-3},
+        "codec": {"steps": 600, "learning_rate": 4e-3},
+        "talker": {"steps": 700, "learning_rate": 4e-3},
     },
     "tiny": {
         "text": {"steps": 1500, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3},

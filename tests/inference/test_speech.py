@@ -50,6 +50,13 @@ def test_greedy_codes_are_those_of_a_full_pass(omni):
     assert torch.equal(out.rest[0].argmax(-1), speech.codes[:, 1:])
 
 
+def test_a_codec_gone_wild_does_not_make_nan(own_omni):
+    own_omni.model.codec.proj_out.bias.data.fill_(1e4)
+    waveform = own_omni.say("Hello!", sampling=FREE).waveform
+    assert np.isfinite(waveform).all()
+    assert np.abs(waveform).max() <= 1.0
+
+
 def same(a, b) -> bool:
     return torch.equal(a.codes, b.codes) and a.stopped == b.stopped and np.allclose(a.waveform, b.waveform, atol=1e-4)
 
@@ -124,11 +131,11 @@ def test_clauses_joined_are_the_text(text, longest):
 
 def test_clauses_end_at_punctuation_and_are_not_tiny():
     assert clauses("Yes. The circle is red. No.") == ["Yes. The circle is red. No."]
-    assert clauses('He said: "there are two stars." And then, one big square, he left the house.') == [
-        'He said: "there are two stars."',
-        "And then, one big square,",
-        "he left the house.",
-    ] or True
+    assert clauses('They said: "there are two stars." And then, one big square; or so we heard today.') == [
+        'They said: "there are two stars."',
+        "And then, one big square;",
+        "or so we heard today.",
+    ]
     assert [len(c) for c in clauses("x" * 400)] == [160, 160, 80]
     assert all(len(c) >= SHORTEST_CLAUSE for c in clauses(LONG))
 

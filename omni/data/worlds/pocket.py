@@ -34,8 +34,9 @@ from omni.data.worlds.scenes import ALL_COMBINATIONS, SEEN_COMBINATIONS, Combina
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import ConfigError, DataError
 
-VERSION = 2
+VERSION = 3
 HELD_OUT_FRACTION = 0.1  # of sentences and texts
+SPOKEN_PER_SCENE = 2  # of a picture's questions
 
 # Voices that train; rate and pitch vary from clip to clip.
 TRAINING_VOICES = (
@@ -65,8 +66,8 @@ class Sizes:
 
 SIZES = {
     "test": Sizes(120, 60, 24, 8, 3, 2, 1, 24, 8, ("ada",), 24),
-    "nano": Sizes(6_000, 2_500, 2_700, 300, 3, 3, 5, 2_000, 300, ("ada",), 2_400),
-    "tiny": Sizes(60_000, 20_000, 25_000, 1_000, 6, 4, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
+    "nano": Sizes(6_000, 2_500, 4_000, 300, 3, 5, 5, 2_000, 300, ("ada",), 2_400),
+    "tiny": Sizes(60_000, 20_000, 25_000, 1_000, 6, 6, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
 }
 MANIFESTS = ("text", "text_chat", "captions", "speech", "voice", "conversations")
 
@@ -171,7 +172,9 @@ def _typed(words: str) -> Row:
     return {"type": "text", "text": words}
 
 
-def _conversation(kind: str, parts: list[Row], reply: str, *, answer: str | None = None, question_type: str | None = None, **more: Any) -> Row:
+def _conversation(
+    kind: str, parts: list[Row], reply: str, *, answer: str | None = None, question_type: str | None = None, **more: Any
+) -> Row:
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": reply}]
     return {"kind": kind, "messages": messages, "answer": answer, "question_type": question_type, **more}
 
@@ -191,7 +194,10 @@ class _Generator:
         texts = self._unique("text", self.sizes.texts, text.plain)[0]
         held_texts = self._unique("held-out-text", self.sizes.texts // 10, lambda rng: text.story(rng)[0], hold_out=True)[1]
         self._manifest("text", ({"text": t} for t in texts), ({"text": t} for t in held_texts))
-        chats, held_chats = self._dialogues(self.sizes.dialogues, hold_out=False), self._dialogues(self.sizes.dialogues // 10, hold_out=True)
+        chats, held_chats = (
+            self._dialogues(self.sizes.dialogues, hold_out=False),
+            self._dialogues(self.sizes.dialogues // 10, hold_out=True),
+        )
         self._manifest("text_chat", ({"messages": c} for c in chats), ({"messages": c} for c in held_chats))
 
         pictures, held_pictures = self._pictures(), self._held_out_pictures()
@@ -199,7 +205,9 @@ class _Generator:
         self._manifest("captions", map(self._caption_row, pictures), map(self._caption_row, held_pictures))
 
         asked = self._spoken("question", dict.fromkeys(q.question for p in pictures for q in p.asked))
-        said = self._spoken("talk", dict.fromkeys(turn["content"] for chat in chats for turn in chat[:1] if len(turn["content"].split()) <= 8))
+        said = self._spoken(
+            "talk", dict.fromkeys(turn["content"] for chat in chats for turn in chat[:1] if len(turn["content"].split()) <= 8)
+        )
         held_asked = [self._clip("heldout-question", i, p.asked[0].question, HELD_OUT_VOICES) for i, p in enumerate(held_pictures)]
         sentences, held_sentences = self._sentences()
         talker, held_talker = self._talker_clips()
@@ -211,7 +219,11 @@ class _Generator:
 
         rows = [*self._about_pictures(pictures, asked), *map(self._transcription, sentences), *self._chats(chats, said)]
         self.rng("order").shuffle(rows)
-        held_rows = [*self._about_held_out_pictures(held_pictures, held_asked), *map(self._transcription, held_sentences), *self._chats(held_chats, {})]
+        held_rows = [
+            *self._about_held_out_pictures(held_pictures, held_asked),
+            *map(self._transcription, held_sentences),
+            *self._chats(held_chats, {}),
+        ]
         self._manifest("conversations", _numbered(rows, "train"), _numbered(held_rows, "heldout"))
 
     # --- text
@@ -251,7 +263,10 @@ class _Generator:
     def _held_out_pictures(self) -> list[_Picture]:
         """Every other one unseen, that is with a held-out combination; the rest ordinary."""
         balance = Balance()
-        return [self._picture("heldout", i, ALL_COMBINATIONS if i % 2 else SEEN_COMBINATIONS, balance, 1) for i in range(self.sizes.held_out_scenes)]
+        return [
+            self._picture("heldout", i, ALL_COMBINATIONS if i % 2 else SEEN_COMBINATIONS, balance, 1)
+            for i in range(self.sizes.held_out_scenes)
+        ]
 
     def _picture(self, split: str, index: int, combinations: Sequence[Combination], balance: Balance, n_questions: int) -> _Picture:
         rng = self.rng("scene", split, index)
@@ -292,7 +307,13 @@ class _Generator:
         known, held = self._unique("talker", self.sizes.talker_clips, text.spoken_sentence)
         sides: list[list[_Clip]] = []
         for split, sentences in (("train", known), ("heldout", held[: self.sizes.held_out_clips])):
-            sides.append([_Clip(f"voice/{split}-{v}-{i:06d}.flac", t, v, TALKER_VOICES[v]) for v in self.sizes.talker_voices for i, t in enumerate(sentences)])
+            sides.append(
+                [
+                    _Clip(f"voice/{split}-{v}-{i:06d}.flac", t, v, TALKER_VOICES[v])
+                    for v in self.sizes.talker_voices
+                    for i, t in enumerate(sentences)
+                ]
+            )
         return sides[0], sides[1]
 
     # --- conversations about media
@@ -300,11 +321,10 @@ class _Generator:
     def _about_pictures(self, pictures: list[_Picture], spoken: dict[str, list[_Clip]]) -> Iterator[Row]:
         for i, picture in enumerate(pictures):
             rng = self.rng("conversation", i)
-            for q in picture.asked:
-                slots = {"answer": q.answer, "question_type": q.kind}
-                yield _conversation("image_qa", [picture.part(), _typed(q.question)], q.sentence, **slots)
-                if q.question in spoken:
-                    yield _conversation("image_qa_spoken", [picture.part(), rng.choice(spoken[q.question]).part()], q.sentence, **slots)
+            yield self._questions_in_turns(picture, rng)
+            for q in [q for q in picture.asked if q.question in spoken][:SPOKEN_PER_SCENE]:
+                clip = rng.choice(spoken[q.question])
+                yield _conversation("image_qa_spoken", [picture.part(), clip.part()], q.sentence, answer=q.answer, question_type=q.kind)
             q, chance = picture.asked[0], rng.random()
             if chance < 0.3:
                 yield _conversation("caption", [picture.part(), _typed(text.DESCRIBE)], caption(picture.scene))
@@ -315,10 +335,19 @@ class _Generator:
             elif chance < 0.5:
                 yield _conversation("refusal", [_typed(text.TRANSCRIBE)], text.NO_SOUND)
 
+    def _questions_in_turns(self, picture: _Picture, rng: Random) -> Row:
+        """One conversation that asks everything about a picture, turn by turn: one look teaches several answers."""
+        asked = rng.sample(picture.asked, len(picture.asked))
+        messages: list[Row] = []
+        for turn, q in enumerate(asked):
+            content = [picture.part(), _typed(q.question)] if turn == 0 else q.question
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": q.sentence}]
+        return {"kind": "image_qa", "messages": messages, "answer": asked[0].answer, "question_type": asked[0].kind}
+
     def _about_held_out_pictures(self, pictures: list[_Picture], spoken: list[_Clip]) -> Iterator[Row]:
         for picture, clip in zip(pictures, spoken, strict=True):
             (q,) = picture.asked
-            more = {"answer": q.answer, "question_type": q.kind, "question": q.question, "unseen": picture.scene.is_unseen}
+            more: Row = {"answer": q.answer, "question_type": q.kind, "question": q.question, "unseen": picture.scene.is_unseen}
             yield _conversation("image_qa", [picture.part(), _typed(q.question)], q.sentence, **more)
             yield _conversation("image_qa_spoken", [picture.part(), clip.part()], q.sentence, **more)
         for picture in pictures[::4]:

@@ -103,7 +103,9 @@ def _relation(scene: Scene) -> Iterator[Question]:
             if gap >= MARGIN:
                 yield Question("relation", f"Is the {a.shape} {word} the {b.shape}?", f"Yes, the {a.shape} is {word} the {b.shape}.", "yes")
             elif gap <= -MARGIN:
-                yield Question("relation", f"Is the {a.shape} {word} the {b.shape}?", f"No, the {a.shape} is not {word} the {b.shape}.", "no")
+                yield Question(
+                    "relation", f"Is the {a.shape} {word} the {b.shape}?", f"No, the {a.shape} is not {word} the {b.shape}.", "no"
+                )
 
 
 def _ordered_pairs(scene: Scene) -> Iterator[tuple[Thing, Thing]]:

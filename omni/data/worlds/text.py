@@ -30,16 +30,42 @@ Exchange = list[tuple[str, str]]  # what the user and the assistant say in turn
 PLOTS = (
     ("{name} has {a_colour} {thing}. {He} gives it to {friend}.", "Who has the {thing} now?", "{friend} has the {thing}."),
     ("One {time} {name} walks to the {place}. {He} sees a {animal}.", "What does {name} see?", "{name} sees a {animal}."),
-    ("{name} and {friend} are in the {place}. They play with {a_colour} {thing}.", "Where are {name} and {friend}?", "They are in the {place}."),
-    ("The {animal} takes the {thing} and runs to the {place}. {name} runs after it.", "Where is the {animal}?", "The {animal} is in the {place}."),
+    (
+        "{name} and {friend} are in the {place}. They play with {a_colour} {thing}.",
+        "Where are {name} and {friend}?",
+        "They are in the {place}.",
+    ),
+    (
+        "The {animal} takes the {thing} and runs to the {place}. {name} runs after it.",
+        "Where is the {animal}?",
+        "The {animal} is in the {place}.",
+    ),
     ("{name} wants {a_food}. There is none in the {place}. {friend} brings one.", "What does {name} want?", "{name} wants {a_food}."),
     ("{name} draws {a_colour} {shape}. {friend} draws a {size} {animal}.", "What does {name} draw?", "{name} draws {a_colour} {shape}."),
-    ("{name} cannot find the {thing}. {friend} looks in the {place}. There it is!", "Where is the {thing}?", "The {thing} is in the {place}."),
-    ("A {animal} sleeps in the {place}. {name} gives it {a_food}.", "Who gives {a_food} to the {animal}?", "{name} gives {a_food} to the {animal}."),
+    (
+        "{name} cannot find the {thing}. {friend} looks in the {place}. There it is!",
+        "Where is the {thing}?",
+        "The {thing} is in the {place}.",
+    ),
+    (
+        "A {animal} sleeps in the {place}. {name} gives it {a_food}.",
+        "Who gives {a_food} to the {animal}?",
+        "{name} gives {a_food} to the {animal}.",
+    ),
     ("{name} has a {size} {animal}. {friend} has {a_colour} {thing}.", "What does {friend} have?", "{friend} has {a_colour} {thing}."),
-    ("{name} puts the {thing} on {a_colour} table. Then {name} goes to the {place}.", "Where does {name} go?", "{name} goes to the {place}."),
+    (
+        "{name} puts the {thing} on {a_colour} table. Then {name} goes to the {place}.",
+        "Where does {name} go?",
+        "{name} goes to the {place}.",
+    ),
 )
-ENDINGS = ("Now {friend} is {feeling}.", "Then {name} goes home.", "It is a good {time}.", "{name} is {feeling} and {friend} is {other_feeling}.", "")
+ENDINGS = (
+    "Now {friend} is {feeling}.",
+    "Then {name} goes home.",
+    "It is a good {time}.",
+    "{name} is {feeling} and {friend} is {other_feeling}.",
+    "",
+)
 SMALL_TALK = (
     ("What is {m} plus {n}?", "{M} plus {n} is {sum}."),
     ("What is {sum} minus {n}?", "{Sum} minus {n} is {m}."),

@@ -13,7 +13,7 @@ from PIL import Image
 from omni.data.split import held_out
 from omni.data.worlds import pocket, text
 from omni.data.worlds.pocket import HELD_OUT_FRACTION, HELD_OUT_VOICES, MANIFESTS, TRAINING_VOICES, World, generate_pocket
-from omni.data.worlds.scenes import HELD_OUT_COMBINATIONS, SEEN_COMBINATIONS, Scene
+from omni.data.worlds.scenes import HELD_OUT_COMBINATIONS, SEEN_COMBINATIONS, Scene, render
 from omni.errors import ConfigError, DataError
 
 
@@ -28,7 +28,9 @@ def rows(world: World, name: str, held: bool = False) -> list[dict[str, Any]]:
 
 def media(world: World, held: bool, kind: str) -> set[str]:
     """Files of a kind that conversations refer to."""
-    parts = [p for row in rows(world, "conversations", held) for m in row["messages"] if isinstance(m["content"], list) for p in m["content"]]
+    parts = [
+        p for row in rows(world, "conversations", held) for m in row["messages"] if isinstance(m["content"], list) for p in m["content"]
+    ]
     return {p[kind] for p in parts if p["type"] == kind}
 
 
@@ -75,7 +77,9 @@ def test_held_out_pictures_and_combinations_are_in_no_training_row(world: World)
     held = {row["image"] for row in rows(world, "captions", True)} | media(world, True, "image")
     assert not train & held
     unseen = [f"{colour} {shape}" for colour, shape in HELD_OUT_COMBINATIONS]
-    about_pictures = [r for r in rows(world, "conversations") if r["kind"] in ("image_qa", "image_qa_spoken", "caption")] + rows(world, "captions")
+    about_pictures = [r for r in rows(world, "conversations") if r["kind"] in ("image_qa", "image_qa_spoken", "caption")] + rows(
+        world, "captions"
+    )
     assert not [row for row in about_pictures if any(name in json.dumps(row) for name in unseen)]
     asked = [row for row in rows(world, "conversations", True) if row["kind"] == "image_qa"]
     captions = {row["image"]: row["caption"] for row in rows(world, "captions", True)}
@@ -137,19 +141,19 @@ def test_interrupted_it_continues_to_the_same_bytes_and_makes_only_what_is_missi
 ) -> None:
     expected = contents(world.folder)
     made: list[Scene] = []
-    draw = pocket.render
+    limit = 10
 
-    def failing(scene: Scene) -> Image.Image:
-        if len(made) == 10:
+    def drawn(scene: Scene) -> Image.Image:
+        if len(made) == limit:
             raise KeyboardInterrupt
         made.append(scene)
-        return draw(scene)
+        return render(scene)
 
-    monkeypatch.setattr(pocket, "render", failing)
+    monkeypatch.setattr(pocket, "render", drawn)
     with pytest.raises(KeyboardInterrupt):
         generate_pocket(tmp_path, "test", workers=1)
     made.clear()
-    monkeypatch.setattr(pocket, "render", lambda scene: made.append(scene) or draw(scene))
+    limit = 1000
     shutil.copytree(world.folder / "speech", tmp_path / "speech")
     generate_pocket(tmp_path, "test", workers=1)
     assert len(made) == 32 - 10

@@ -100,7 +100,15 @@ def test_asked_in_balance_a_guess_without_looking_is_poor() -> None:
         asked.append(balance.pick(questions(scene, rng)))
     kinds = Counter(q.kind for q in asked)
     assert max(kinds.values()) - min(kinds.values()) <= 10
-    for kind, ceiling in {"yes_no": 0.55, "relation": 0.55, "comparison": 0.3, "colour": 0.2, "shape": 0.3, "size": 0.4, "position": 0.35}.items():
+    for kind, ceiling in {
+        "yes_no": 0.55,
+        "relation": 0.55,
+        "comparison": 0.3,
+        "colour": 0.2,
+        "shape": 0.3,
+        "size": 0.4,
+        "position": 0.35,
+    }.items():
         answers = Counter(q.answer for q in asked if q.kind == kind)
         assert answers.most_common(1)[0][1] <= ceiling * kinds[kind], (kind, answers)
     assert Counter(q.answer for q in asked if q.kind == "count").most_common(1)[0][1] <= 0.4 * kinds["count"]

@@ -5,7 +5,18 @@ from random import Random
 import numpy as np
 import pytest
 
-from omni.data.worlds.scenes import COLOURS, HELD_OUT_COMBINATIONS, RADII, SEEN_COMBINATIONS, SHAPES, SIZE, Scene, Thing, random_scene, render
+from omni.data.worlds.scenes import (
+    COLOURS,
+    HELD_OUT_COMBINATIONS,
+    RADII,
+    SEEN_COMBINATIONS,
+    SHAPES,
+    SIZE,
+    Scene,
+    Thing,
+    random_scene,
+    render,
+)
 
 
 def test_the_world_has_five_shapes_eight_colours_and_three_sizes() -> None:
