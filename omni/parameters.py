@@ -58,7 +58,10 @@ def count(module: nn.Module) -> int:
 
 def parameter_table(model: nn.Module) -> ParameterTable:
     """Of a model with all components (it may be on the meta device)."""
-    components = {name: count(getattr(model, name)) for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")}
+    components = {
+        name: count(getattr(model, name))
+        for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")
+    }
     additions = {}
     for row, (component, parts) in ADDITIONS.items():
         own = dict(getattr(model, component).named_parameters())

@@ -84,8 +84,8 @@ class TalkerTiny(nn.Module):
         self.end_head = nn.Linear(d, 1)
         self.rest_mix = nn.ModuleList(nn.Sequential(RMSNorm(d), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) for _ in range(codec.n_codebooks - 1))
         self.rest_head = nn.ModuleList(nn.Linear(d, n, bias=False) for _ in range(codec.n_codebooks - 1))
-        for embedding in self.code_emb:
-            nn.init.normal_(embedding.weight, std=0.02)
+        for weight in self.code_emb.parameters():
+            nn.init.normal_(weight, std=0.02)
         nn.init.normal_(self.begin, std=0.02)
 
     @property

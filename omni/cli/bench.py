@@ -22,7 +22,8 @@ def machine() -> dict[str, Any]:
     """What speed depends on."""
     import torch
 
-    cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or platform.machine()
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.13
+    cpu = capabilities.get("cpu_name") or platform.processor() or platform.machine()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 

@@ -49,7 +49,9 @@ def params(preset: Preset = "tiny", settings: Settings = None, as_json: Json = F
 
 
 def trace(
-    pipeline: Annotated[str | None, typer.Argument(help="text, image, audio, all (three media), speech or talker-training; without it every one")] = None,
+    pipeline: Annotated[
+        str | None, typer.Argument(help="text, image, audio, all (three media), speech or talker-training; without it every one")
+    ] = None,
     preset: Preset = "tiny",
     settings: Settings = None,
     as_json: Json = False,

@@ -37,7 +37,7 @@ class SceneQuestion:
 def scene_questions(data_dir: Path, most: int) -> list[SceneQuestion]:
     """The first `most` held-out questions of a pocket world. Raises DataError if it has fewer."""
     rows = open_rows(str(data_dir / "conversations.heldout.jsonl"), ("messages",))
-    out = []
+    out: list[SceneQuestion] = []
     for row in rows:
         if row["kind"] == "image_qa_spoken" and len(out) < most:
             picture, clip = row["messages"][0]["content"]

@@ -26,7 +26,8 @@ TRAINING_FRAMES = 50
 
 @dataclass(frozen=True)
 class Step:
-    """One stage: the shape that leaves it, the document's (None: it has no such stage, or another preset is traced), and why they differ."""
+    """One stage: the shape that leaves it, the document's (None: it has no such stage, or another preset is traced), and why they
+    differ."""
 
     stage: str
     shape: Shape
@@ -115,7 +116,12 @@ class Tracer:
         logits = self.model.thinker(next_id, cache=cache)
         yield Step("logits of one cached step", tuple(logits.shape), (1, 1, 5000))
         seen = tuple(cache.keys[:, :, :, : cache.lengths[0]].shape)
-        yield Step("cached keys (layers, batch, heads, positions, width)", seen, None, "an argument of forward that the caller owns, never hidden state")
+        yield Step(
+            "cached keys (layers, batch, heads, positions, width)",
+            seen,
+            None,
+            "an argument of forward that the caller owns, never hidden state",
+        )
 
     def image(self, shapes: Recorder) -> Iterable[Step]:
         pixels = self.pixels()
@@ -143,12 +149,21 @@ class Tracer:
         frames = round(n_characters * FRAMES_PER_CHARACTER)
         yield Step("characters of the reply", tuple(characters.shape), None, "5,000 pieces say too little about pronunciation")
         token = torch.arange(n_characters)[None] * ids.shape[1] // n_characters
-        conditioning = model.condition(ids, torch.tensor([10]), characters, token, torch.tensor([n_characters]), torch.zeros(1, dtype=torch.long))
+        conditioning = model.condition(
+            ids, torch.tensor([10]), characters, token, torch.tensor([n_characters]), torch.zeros(1, dtype=torch.long)
+        )
         yield Step("Thinker states", shapes["thinker.transformer"], None, "the Talker is told what to say")
-        yield Step("conditioning: a character with its token's state", tuple(conditioning.embeddings.shape), None, "spelling and meaning together")
+        yield Step(
+            "conditioning: a character with its token's state", tuple(conditioning.embeddings.shape), None, "spelling and meaning together"
+        )
         cache = talker.make_cache(1)
         state = talker.start(conditioning, cache)
-        yield Step("text and begin-of-speech, read once", shapes["talker.transformer"], (1, 1, 192), "begin is a vector; the document's zero codes are a valid sound")
+        yield Step(
+            "text and begin-of-speech, read once",
+            shapes["talker.transformer"],
+            (1, 1, 192),
+            "begin is a vector; the document's zero codes are a valid sound",
+        )
         codes = torch.empty(1, 0, codec.n_codebooks, dtype=torch.long)
         for frame in range(frames):
             first = talker.first_logits(state)
@@ -167,7 +182,9 @@ class Tracer:
         mel = model.codec.decode(codes)
         yield Step("log-mel", tuple(mel.shape), (1, 301, 128), f"a code frame is {codec.stride} mel frames (12.5 and 100 Hz)")
         waveform = model.vocoder(mel)
-        yield Step("waveform", tuple(waveform.shape), (1, 385_280), f"{frames} frames of 80 ms are {frames / self.config.code_rate_hz:.2f} s")
+        yield Step(
+            "waveform", tuple(waveform.shape), (1, 385_280), f"{frames} frames of 80 ms are {frames / self.config.code_rate_hz:.2f} s"
+        )
 
     def talker_training(self, shapes: Recorder) -> Iterable[Step]:
         model, codec = self.model, self.config.codec
@@ -175,7 +192,9 @@ class Tracer:
         codes = model.codec.encode(mel)
         why = f"{TRAINING_FRAMES} code frames of 80 ms; the document takes mel frames for code frames"
         yield Step("log-mel", tuple(mel.shape), (2, 50, 128), why)
-        yield Step("mel frames folded to the code rate", shapes["codec.encoder"], None, "before quantisation, behind the strided convolutions")
+        yield Step(
+            "mel frames folded to the code rate", shapes["codec.encoder"], None, "before quantisation, behind the strided convolutions"
+        )
         yield Step("codes", tuple(codes.shape), (2, 50, 2))
         ids = torch.cat((self.ids(10), self.ids(10)))
         characters = torch.tensor([encode_characters(SAID)] * 2)
@@ -188,9 +207,18 @@ class Tracer:
         yield Step("Talker input", shapes["talker.transformer"], (2, 50, 192), f"{n_characters} + 1 + {TRAINING_FRAMES}: {why}")
         why = "one position more for the end, one id more for end of speech"
         yield Step("logits of the first codebook", tuple(output.first.shape), (2, 50, 128), why)
-        rest = "each given the state and the earlier codes of its frame" if codec.n_codebooks == 2 else f"{codec.n_codebooks - 1} later codebooks"
+        rest = (
+            "each given the state and the earlier codes of its frame"
+            if codec.n_codebooks == 2
+            else f"{codec.n_codebooks - 1} later codebooks"
+        )
         yield Step("logits of the later codebooks", tuple(output.rest.shape), (2, 50, 128), f"frames × codebooks × codes; {rest}")
-        yield Step("targets", (output.first.shape[:2].numel() + output.rest.shape[:3].numel(),), (200,), "200 codes and an end of speech for each clip")
+        yield Step(
+            "targets",
+            (output.first.shape[:2].numel() + output.rest.shape[:3].numel(),),
+            (200,),
+            "200 codes and an end of speech for each clip",
+        )
 
     # --- parts
 
@@ -221,7 +249,12 @@ class Tracer:
         documented = [(1, 64, 50, 64), (1, 64, 25, 32)]
         for index in range(len(self.model.audio_encoder.down)):
             shape = documented[index] if index < len(documented) else None
-            yield Step(f"convolution {index + 1}", shapes[f"audio_encoder.down.{index}"], shape, "" if shape else "a third halving: 12.5 Hz, as the architecture overview has it")
+            yield Step(
+                f"convolution {index + 1}",
+                shapes[f"audio_encoder.down.{index}"],
+                shape,
+                "" if shape else "a third halving: 12.5 Hz, as the architecture overview has it",
+            )
         yield Step("projected to the encoder's width", shapes["audio_encoder.proj"], (1, 25, 192), SLOWER)
         for block in range(encoder.n_layers):
             yield Step(f"AuT block {block + 1}", shapes[f"audio_encoder.transformer.blocks.{block}"], (1, 25, 192), SLOWER)
@@ -245,7 +278,12 @@ class Tracer:
         )
         logits = self.model.thinker(embeddings=embeddings)
         why = SLOWER if mel is not None else ""
-        yield Step(what, tuple(embeddings.shape), (1, documented, 256), why or "the chat template adds the markers around each medium and the roles")
+        yield Step(
+            what,
+            tuple(embeddings.shape),
+            (1, documented, 256),
+            why or "the chat template adds the markers around each medium and the roles",
+        )
         yield from self._thinker(shapes, documented, logits, why)
 
 
@@ -279,5 +317,8 @@ def reasons(steps: list[Step]) -> list[str]:
 
 def as_markdown(pipeline: str, steps: list[Step]) -> str:
     """A section with one table, as it stands in docs/shapes.md."""
-    rows = [f"| {s.stage} | {spell(s.shape)} | {'same' if s.shape == s.document else spell(s.document)} | {why} |" for s, why in zip(steps, reasons(steps), strict=True)]
+    rows = [
+        f"| {s.stage} | {spell(s.shape)} | {'same' if s.shape == s.document else spell(s.document)} | {why} |"
+        for s, why in zip(steps, reasons(steps), strict=True)
+    ]
     return "\n".join((f"### {pipeline}", "", "| stage | shape | document | why it differs |", "|---|---|---|---|", *rows))

@@ -1,6 +1,6 @@
 """softmax(q·kᵀ/√D)·v for every head, with shared keys and values (grouped queries, Ainslie et al. 2023).
 
-On CUDA this is torch's fused kernel. On CPUs the fused kernel is slow at our lengths (a few hundred positions, heads of 64): matrix
+On CUDA, and for a single query, this is torch's fused kernel. On CPUs the fused kernel is slow at our lengths (a few hundred positions, heads of 64): matrix
 products over all heads of a block of queries take a third of its time, also in float32. They keep the weights of the softmax for the
 backward pass, so memory grows with T·S; gradient checkpointing bounds that.
 
@@ -21,11 +21,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
     """q (B,H,T,D), k and v (B,K,S,D) → (B,H,T,D). `causal`: query t sees keys 0…t (then T = S); `mask` (B,1,T,S) is true where a query
     may look, None for everywhere."""
     assert not causal or (mask is None and q.shape[2] == k.shape[2])
-    if q.device.type != "cpu":
+    if q.device.type != "cpu" or q.shape[2] == 1:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
     length = q.shape[2]
-    q = q.unflatten(1, (k.shape[1], -1))  # (B, K, G, T, D)
-    k = k.transpose(2, 3) * k.shape[3] ** -0.5  # (B, K, D, S)
+    q = (q * q.shape[3] ** -0.5).unflatten(1, (k.shape[1], -1))  # (B, K, G, T, D)
+    k = k.transpose(2, 3)  # (B, K, D, S)
     if not causal:
         # a query that may look nowhere (a row of padding) gets the mean instead of NaN
         bias = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
@@ -39,7 +39,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Te
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """q (B,K,G,T,D), scaled k (B,K,D,S), v (B,K,S,D), bias (T,S) or (B,1,T,S) → (B,K,G,T,D)."""
+    """Scaled q (B,K,G,T,D), k (B,K,D,S), v (B,K,S,D), bias (T,S) or (B,1,T,S) → (B,K,G,T,D)."""
     groups = q.shape[2]
     scores = q.flatten(2, 3) @ k  # (B, K, G·T, S): one product for all heads that share a key
     if bias is not None:

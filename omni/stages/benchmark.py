@@ -102,7 +102,13 @@ def measure_training(preset: str, *, updates: int, batch_size: int, micro_batch_
     same machine."""
     with tempfile.TemporaryDirectory() as folder:
         steps = WARM_UP_UPDATES + updates
-        settings = {"steps": steps, "log_every": steps, "batch_size": batch_size, "micro_batch_size": micro_batch_size, "precision": precision}
+        settings = {
+            "steps": steps,
+            "log_every": steps,
+            "batch_size": batch_size,
+            "micro_batch_size": micro_batch_size,
+            "precision": precision,
+        }
         run = parse(RunConfig, {"stage": "text", "preset": preset, "out_dir": folder, "train": settings}, "bench train")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = autocast_dtype(device, run.train.precision) or torch.float32

@@ -85,7 +85,10 @@ class VisionStage(OmniStage[CaptionBatch]):
     def evaluate(self, model: nn.Module, batches: Iterable[CaptionBatch]) -> dict[str, float]:
         """Retrieval R@1 both ways over all validation pairs (identical captions count as one), and the caption loss."""
         assert isinstance(model, ContrastiveModel)
-        images, texts, captions, total, count = [], [], [], 0.0, 0
+        images: list[Tensor] = []
+        texts: list[Tensor] = []
+        captions: list[str] = []
+        total, count = 0.0, 0
         for batch in batches:
             image, text, grid = model(batch)
             term = next_token_loss(model.caption_states(grid, batch.input_ids), model.omni.thinker.lm_head.weight, batch.labels)
