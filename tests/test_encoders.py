@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from omni.characters import N_CHARACTERS
 from omni.audio_encoder import AudioEncoderTiny
+from omni.characters import N_CHARACTERS
 from omni.config import AudioEncoderConfig, VisionEncoderConfig
 from omni.projector import Projector
 from omni.vision_encoder import ViTTiny
@@ -19,7 +19,9 @@ def seed() -> None:
 
 def audio_encoder(**changes) -> AudioEncoderTiny:
     torch.manual_seed(0)
-    model = AudioEncoderTiny(AudioEncoderConfig(**{"conv_channels": 4, "d_model": 24, "n_layers": 2, "n_heads": 2, "d_ff": 32} | changes), 128).eval()
+    model = AudioEncoderTiny(
+        AudioEncoderConfig(**{"conv_channels": 4, "d_model": 24, "n_layers": 2, "n_heads": 2, "d_ff": 32} | changes), 128
+    ).eval()
     for p in model.parameters():
         if p.dim() > 1:
             p.data *= 3.0

@@ -14,6 +14,7 @@ torch.set_num_threads(1)
 def seed() -> None:
     torch.manual_seed(0)
 
+
 CODEC = CodecConfig(n_codebooks=3, codebook_size=19, latent_size=8, hidden_size=16, n_blocks=1)
 
 

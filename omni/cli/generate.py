@@ -173,7 +173,9 @@ def ask(
         _ask_rows(manifest, out_dir, voice, sampling, strict, batch_size, lambda: _load(ckpt, device))
         return
     omni = _load(ckpt, device)
-    reply = omni.ask(text, image=image, audio=audio, video=video, speak=audio_out is not None, voice=voice, sampling=sampling, strict=strict)
+    reply = omni.ask(
+        text, image=image, audio=audio, video=video, speak=audio_out is not None, voice=voice, sampling=sampling, strict=strict
+    )
     _note_reply(reply)
     result = {"text": reply.text}
     if reply.speech is not None and audio_out is not None:
@@ -401,7 +403,9 @@ def chat(
             elif line:
                 _exchange(conversation, line)
                 if audio_out is not None and conversation.last_reply.strip():
-                    _save_speech(omni.say(conversation.last_reply, voice, sampling=sampling), audio_out / f"{conversation.n_replies:03d}.wav")
+                    _save_speech(
+                        omni.say(conversation.last_reply, voice, sampling=sampling), audio_out / f"{conversation.n_replies:03d}.wav"
+                    )
         except OmniError as error:
             note(f"error: {error}")
         except KeyboardInterrupt:

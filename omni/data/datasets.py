@@ -52,13 +52,16 @@ def media_bytes(rows: Rows, value: Any) -> tuple[bytes, str]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+CACHED_FRAMES = 1_600_000  # about four hours of sound in 400 MB
+
+
 class MelReader:
     """Clips as scaled log-mel (T,mels), no longer than `max_audio_s`; the most recent ones are kept, `cache_frames` frames of them.
 
     Kept ones are in float16, so all are rounded to that: a clip is the same whether or not it was kept, and a resumed run reads the same.
     """
 
-    def __init__(self, config: ModelConfig, max_audio_s: float, cache_frames: int = 400_000) -> None:
+    def __init__(self, config: ModelConfig, max_audio_s: float, cache_frames: int = CACHED_FRAMES) -> None:
         self.log_mel = LogMel(config.audio)
         self.max_audio_s, self.cache_frames = max_audio_s, cache_frames
         self._cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()

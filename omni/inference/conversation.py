@@ -62,7 +62,9 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write the messages as JSON, media by the names of their files. Raises DataError if the file cannot be written."""
-        messages = [m if isinstance(m["content"], str) else m | {"content": [_by_name(part) for part in m["content"]]} for m in self.messages]
+        messages = [
+            m if isinstance(m["content"], str) else m | {"content": [_by_name(part) for part in m["content"]]} for m in self.messages
+        ]
         try:
             path.write_text(json.dumps({"messages": messages}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         except OSError as error:

@@ -119,7 +119,9 @@ class Omni:
 
         budget = MediaBudget(config.vision_encoder.n_image_tokens, audio_tokens, config.max_audio_tokens)
         room = min(reserve, config.thinker.context_length // 4)
-        rendered = render(messages, self.tokenizer, budget, config.thinker.context_length, reserve=room, add_generation_prompt=True, strict=strict)
+        rendered = render(
+            messages, self.tokenizer, budget, config.thinker.context_length, reserve=room, add_generation_prompt=True, strict=strict
+        )
         pixels = [self._pixels(span.source) for span in rendered.media if span.kind == "image"]
         samples_per_token = config.audio_encoder.downsample * config.audio.hop_samples
         mels = [self.log_mel(wave_of(span.source)[: span.length * samples_per_token]) for span in rendered.media if span.kind == "audio"]
@@ -143,7 +145,13 @@ class Omni:
         return to_pixels(image, self.model.config.vision_encoder.image_size)
 
     def chat(
-        self, messages: Sequence[Message], sampling: Sampling = GREEDY, *, speak: bool = False, voice: str | None = None, strict: bool = False
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling = GREEDY,
+        *,
+        speak: bool = False,
+        voice: str | None = None,
+        strict: bool = False,
     ) -> Reply:
         """Answer the last message of a conversation, aloud too if `speak`."""
         if speak:
@@ -164,7 +172,9 @@ class Omni:
         replies: list[Generation] = self.engine.generate(prompts, sampling)
         return [Reply(r.text, p.rendered.notices, stopped=r.stopped) for p, r in zip(prompts, replies, strict=True)]
 
-    def chat_stream(self, messages: Sequence[Message], sampling: Sampling = GREEDY, *, strict: bool = False) -> tuple[list[str], Iterator[TextEvent]]:
+    def chat_stream(
+        self, messages: Sequence[Message], sampling: Sampling = GREEDY, *, strict: bool = False
+    ) -> tuple[list[str], Iterator[TextEvent]]:
         """The notices, and the answer in pieces as they come."""
         prompt = self.prompt(messages, reserve=sampling.max_new_tokens, strict=strict)
         return prompt.rendered.notices, self.engine.stream(prompt, sampling)

@@ -49,7 +49,9 @@ def sample(logits: Tensor, sampling: Sampling, seen: Sequence[int], generator: t
     if sampling.repetition_penalty != 1.0 and seen:
         ids = torch.tensor(sorted(set(seen)), device=logits.device)
         chosen = logits[ids]
-        logits = logits.index_copy(0, ids, torch.where(chosen > 0, chosen / sampling.repetition_penalty, chosen * sampling.repetition_penalty))
+        logits = logits.index_copy(
+            0, ids, torch.where(chosen > 0, chosen / sampling.repetition_penalty, chosen * sampling.repetition_penalty)
+        )
     if sampling.temperature < COLDEST:
         return int(logits.argmax())
     probabilities, order = torch.softmax(logits / sampling.temperature, dim=-1).cpu().sort(descending=True, stable=True)

@@ -130,7 +130,9 @@ class Speaker:
         out = []
         for start in range(0, len(jobs), BATCH):
             rows = slice(start, start + BATCH)
-            out += [self._sound(*row) for row in self._codes([r for r, _ in jobs[rows]], [v for _, v in jobs[rows]], sampling, limits[rows])]
+            out += [
+                self._sound(*row) for row in self._codes([r for r, _ in jobs[rows]], [v for _, v in jobs[rows]], sampling, limits[rows])
+            ]
         return out
 
     def _limit(self, reply: Reply) -> int:
@@ -148,7 +150,9 @@ class Speaker:
         model, device = self.model, self.model.talker.begin.device
 
         def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-            return pad_sequence([torch.tensor(r) for r in rows], batch_first=True).to(device), torch.tensor([len(r) for r in rows], device=device)
+            return pad_sequence([torch.tensor(r) for r in rows], batch_first=True).to(device), torch.tensor(
+                [len(r) for r in rows], device=device
+            )
 
         ids, lengths = padded([r.input_ids for r in replies])
         chars, char_lengths = padded([r.char_ids for r in replies])

@@ -1,8 +1,8 @@
 """softmax(q·kᵀ/√D)·v for every head, with shared keys and values (grouped queries, Ainslie et al. 2023).
 
-On CUDA, and for a single query, this is torch's fused kernel. On CPUs the fused kernel is slow at our lengths (a few hundred positions, heads of 64): matrix
-products over all heads of a block of queries take a third of its time, also in float32. They keep the weights of the softmax for the
-backward pass, so memory grows with T·S; gradient checkpointing bounds that.
+On CUDA, and for a single query, this is torch's fused kernel. On CPUs that kernel is slow at our lengths (a few hundred positions, heads
+of 64): products over all heads of a block of queries take a quarter to a third of its time, in bfloat16 and float32 (docs/decisions/0007).
+The softmax is kept for the backward pass, so memory grows with T·S; gradient checkpointing bounds that.
 
 B batch  T queries  S keys  H heads  K key/value heads  G = H/K  D head width"""
 

@@ -110,9 +110,6 @@ class ValidationBatches(Generic[B]):
     def __init__(self, data: Examples, collate: Callable[[list[Any]], B], batch_size: int, to_device: Callable[[B], B]) -> None:
         self._data, self._collate, self._size, self._to_device = data, collate, batch_size, to_device
 
-    def __len__(self) -> int:
-        return (len(self._data) + self._size - 1) // self._size
-
     def __iter__(self) -> Iterator[B]:
         for at in range(0, len(self._data), self._size):
             examples = [self._data[i] for i in range(at, min(at + self._size, len(self._data)))]

@@ -96,7 +96,7 @@ def _with_own_rows(context: Context, name: str, own: Tensor) -> Tensor:
 
 
 def ctc_nats(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor, blank: int) -> Tensor:
-    """Negative log-likelihood (B,) in nats of targets (B,S) under logits (B,T,characters) with `lengths` (B,) valid steps (Graves et al. 2006,
-    eq. 8); 0 where the text cannot fit into the steps."""
+    """Negative log-likelihood (B,) in nats of targets (B,S) under logits (B,T,characters) with `lengths` (B,) valid steps (Graves et
+    al. 2006, eq. 8); 0 where the text cannot fit into the steps."""
     log_p = logits.float().log_softmax(-1).transpose(0, 1)
     return F.ctc_loss(log_p, targets, lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True)

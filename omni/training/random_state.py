@@ -1,4 +1,8 @@
-"""Random states as tensors, so that a checkpoint can hold them."""
+"""Random states as tensors, so that a checkpoint can hold them.
+
+What libraries draw from is the global state, NumPy's old one included; new code of ours has generators of its own."""
+
+# ruff: noqa: NPY002
 
 from __future__ import annotations
 

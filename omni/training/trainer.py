@@ -91,6 +91,11 @@ def train(
     try:
         with _deterministic(where):
             return Trainer(stage, where, on_event or (lambda event: None)).run(resume)
+    except torch.OutOfMemoryError as error:
+        size = stage.run.train.micro_batch_size
+        raise ConfigError(
+            f"{where} is out of memory: lower train.micro_batch_size (now {size}) or set train.gradient_checkpointing"
+        ) from error
     finally:
         if joined:
             distributed.cleanup()
@@ -200,7 +205,7 @@ class Trainer(Generic[B]):
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._train_mode()
         objective = self.stage.objectives(self.model)[0].name
-        with torch.random.fork_rng(), self._autocast():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self._autocast():
             with torch.no_grad():
                 context = local_context(self.stage, self.model, example, objective)
             saved = memory.SavedBytes(self.model)

@@ -21,7 +21,15 @@ CONFIG = ModelConfig.model_validate(
         "thinker": {"vocab_size": 330, "d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "context_length": 128},
         "vision_encoder": {"image_size": 32, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "image_tokens": "grid"},
         "audio_encoder": {"conv_channels": 4, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16},
-        "talker": {"d_model": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "d_ff": 24, "context_length": 256, "voices": ("ada", "bob")},
+        "talker": {
+            "d_model": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "n_kv_heads": 1,
+            "d_ff": 24,
+            "context_length": 256,
+            "voices": ("ada", "bob"),
+        },
         "codec": {"n_codebooks": 2, "codebook_size": 16, "latent_size": 8, "hidden_size": 16, "n_blocks": 1},
         "vocoder": {"griffin_lim_rounds": 2},
     }

@@ -253,7 +253,9 @@ def chat(run, monkeypatch):
 
 
 def test_chat_remembers_saves_and_forgets(chat, omni, media, tmp_path):
-    code, out, _ = chat("Hello", f"/image {media / 'a.png'}", "What?", f"/save {tmp_path / 'c.json'}", "/reset", "Hello", "/quit", "never read")
+    code, out, _ = chat(
+        "Hello", f"/image {media / 'a.png'}", "What?", f"/save {tmp_path / 'c.json'}", "/reset", "Hello", "/quit", "never read"
+    )
     assert code == 0
     messages = json.loads((tmp_path / "c.json").read_text())["messages"]
     assert [m["role"] for m in messages] == ["user", "assistant"] * 2
@@ -298,7 +300,18 @@ def test_an_interrupt_breaks_off_the_reply_and_at_the_prompt_leaves(chat, monkey
 
 
 def test_infer_chat_takes_the_documents_flags(checkpoint, omni, media, tmp_path, capsys, monkeypatch):
-    flags = ["--ckpt_dir", checkpoint, "--image", media / "a.png", "--audio_in", media / "short.wav", "--text", "What?", "--audio_out", tmp_path / "a.wav"]
+    flags = [
+        "--ckpt_dir",
+        checkpoint,
+        "--image",
+        media / "a.png",
+        "--audio_in",
+        media / "short.wav",
+        "--text",
+        "What?",
+        "--audio_out",
+        tmp_path / "a.wav",
+    ]
     assert main(["infer-chat", *map(str, flags)]) == 0
     assert capsys.readouterr().out == omni.ask("What?", image=media / "a.png", audio=media / "short.wav").text + "\n"
     assert (tmp_path / "a.wav").exists()

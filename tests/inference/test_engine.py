@@ -30,7 +30,12 @@ def prompts(omni: Omni, media) -> list[Prompt]:
         [{"type": "image", "image": picture}, {"type": "text", "text": "What?"}],
         [{"type": "image", "image": other}, {"type": "text", "text": "What?"}],
         [{"type": "audio", "audio": sound}],
-        [{"type": "image", "image": picture}, {"type": "image", "image": other}, {"type": "audio", "audio": long}, {"type": "text", "text": "?"}],
+        [
+            {"type": "image", "image": picture},
+            {"type": "image", "image": other},
+            {"type": "audio", "audio": long},
+            {"type": "text", "text": "?"},
+        ],
     ]
     return [omni.prompt([{"role": "user", "content": content}], reserve=24) for content in contents]
 
@@ -116,7 +121,9 @@ def test_the_end_of_turn_ends_a_reply_and_is_not_in_it(omni, prompts, monkeypatc
     assert (reply.text, reply.ids, reply.stopped) == ("Yes, no", words, "end")
 
 
-@pytest.mark.parametrize(("stop", "left"), [(("two",), "one "), (("three", " tw"), "one"), (("e t", "zzz"), "on"), (("four", "ree."), "one two three")])
+@pytest.mark.parametrize(
+    ("stop", "left"), [(("two",), "one "), (("three", " tw"), "one"), (("e t", "zzz"), "on"), (("four", "ree."), "one two three")]
+)
 def test_a_stop_text_ends_a_reply_before_it(omni, prompts, monkeypatch, stop, left):
     sampling = Sampling(stop=stop)
     ids = [*letters("one two three"), omni.tokenizer.end_id]

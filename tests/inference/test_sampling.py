@@ -47,7 +47,11 @@ def test_a_seed_gives_the_same_draws_and_another_gives_others():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=9), st.floats(1e-6, 10), st.integers(0, 12), st.floats(0.001, 1), st.integers(0, 8)
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=9),
+    st.floats(1e-6, 10),
+    st.integers(0, 12),
+    st.floats(0.001, 1),
+    st.integers(0, 8),
 )
 def test_a_forbidden_id_is_never_drawn(logits, temperature, top_k, top_p, forbidden):
     logits = [*logits, 0.0]

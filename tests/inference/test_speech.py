@@ -119,7 +119,7 @@ def test_loops_are_told_from_speech():
     assert loop_start([[i % 13, 2] for i in range(60)]) is None
 
 
-@given(st.text(alphabet=st.sampled_from("ab ,.!?\n é\""), max_size=400), st.integers(21, 60))
+@given(st.text(alphabet=st.sampled_from('ab ,.!?\n é"'), max_size=400), st.integers(21, 60))
 def test_clauses_joined_are_the_text(text, longest):
     words = text.split()
     parts = clauses(text, longest)

@@ -297,3 +297,35 @@ def test_data_sets_need_no_validation_part(tmp_path: Path) -> None:
 
     result, _ = follow(NoValidation(make_run(tmp_path)))  # three examples, batches of eight
     assert result.steps == 8 and result.metrics == {} and result.tokens_per_s > 0 and result.peak_memory_bytes > 0
+
+
+def test_progress_is_told_in_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    follow(ToyStage(make_run(tmp_path, log_every=3)))
+    out, errors = capsys.readouterr()
+    lines = [line for line in errors.splitlines() if "items/s" in line and "left" in line]
+    assert out == "" and [line.split()[2] for line in lines] == ["3/8", "6/8", "8/8"]
+    assert "toy: memory: about" in errors and "toy: step 4: loss" in errors and "peak memory" in errors
+
+
+def test_running_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
+    class Huge(ToyStage):
+        def loss(self, model: Any, batch: ToyBatch, context: Context) -> dict[str, Term]:
+            raise torch.OutOfMemoryError
+
+    with pytest.raises(ConfigError, match=r"cpu is out of memory: lower train\.micro_batch_size \(now 8\)"):
+        follow(Huge(make_run(tmp_path)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["auto", "float16"])
+def test_a_gpu_trains_and_resumes_like_the_cpu(tmp_path: Path, precision: str) -> None:
+    exact = run_toy({"out_dir": str(tmp_path / "cpu"), "train": {"steps": 4}})
+    run = make_run(tmp_path / "gpu", steps=4, checkpoint_every=2, precision="float32")
+    train(ToyStage(run), device="cuda")
+    events: list[Event] = []
+    train(ToyStage(make_run(tmp_path / "gpu", steps=8, precision=precision)), device="cuda", on_event=events.append)
+    assert [event.step for event in events if event.kind == "update"] == [5, 6, 7, 8]
+    weights = load_file(tmp_path / "gpu" / "checkpoints" / "step-00000004" / "model.safetensors")
+    expected = load_file(tmp_path / "cpu" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert exact and all(torch.allclose(weights[name], value, rtol=1e-3, atol=1e-4) for name, value in expected.items())

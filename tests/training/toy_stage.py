@@ -118,7 +118,7 @@ class ToyStage(Stage[ToyBatch]):
         error = (model.gain * model.head(model.states(batch.x)) - batch.y).square().sum(-1)
         kept = (error * batch.keep).sum()
         if self.noise and model.training:
-            kept = kept * (1 + 0.1 * (random.random() + random.gauss(0, 0.1) + np.random.rand()))
+            kept = kept * (1 + 0.1 * (random.random() + random.gauss(0, 0.1) + np.random.rand()))  # noqa: NPY002
         return {"square": Term(kept, int(batch.keep.sum())), "seen": Term(batch.keep.sum().float(), batch.keep.numel(), weight=0.0)}
 
     def after_update(self, model: Any, reduce: Any) -> None:

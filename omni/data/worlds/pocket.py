@@ -110,8 +110,8 @@ def generate_pocket(
         complete = found.pop("complete")
         if identity != found:
             raise DataError(
-                f"{out_dir}: holds another pocket world (size {found.get('size')}, seed {found.get('seed')}, version {found.get('version')}; "
-                f"wanted size {size}, seed {seed}, version {VERSION}); choose another folder"
+                f"{out_dir}: holds another pocket world (size {found.get('size')}, seed {found.get('seed')}, "
+                f"version {found.get('version')}; wanted size {size}, seed {seed}, version {VERSION}); choose another folder"
             )
         if complete:
             return world

@@ -32,7 +32,7 @@ def a(noun: str) -> str:
 
 
 def caption(scene: Scene, rng: Random | None = None) -> str:
-    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may tell where things are."""
+    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may say where they are."""
     style = rng.random() if rng else 0.0
     names = [f"a {t.size} {t.name}" for t in sorted(scene.things, key=lambda t: t.x)]
     if style > 0.75:
@@ -163,8 +163,8 @@ def ask(scene: Scene, rng: Random) -> Question:
 
 
 def is_right(answer: str, reply: str) -> bool:
-    """Whether a reply gives the answer slot as whole words and no rival to it ("red" is not in "The circle is red and blue."), or begins with
-    the right yes or no."""
+    """Whether a reply gives the answer slot as whole words and no rival to it ("The circle is red and blue." is not right for "red"),
+    or begins with the right yes or no."""
     words = "".join(c if c.isalnum() else " " for c in reply.lower()).split()
     if answer in ("yes", "no"):
         return words[:1] == [answer]
