@@ -95,7 +95,9 @@ def mel_filters(config: AudioConfig) -> Tensor:
     filters = np.clip(np.minimum(rising, falling), 0.0, None) * (2.0 / (edges[2:] - edges[:-2]))
     empty = int((filters.sum(0) == 0).sum())
     if empty:
-        raise ConfigError(f"audio: {empty} of {config.n_mels} mel filters hold no bin of an FFT of {config.n_fft}; use a longer n_fft or fewer n_mels")
+        raise ConfigError(
+            f"audio: {empty} of {config.n_mels} mel filters hold no bin of an FFT of {config.n_fft}; use a longer n_fft or fewer n_mels"
+        )
     return torch.from_numpy(filters).float()
 
 
@@ -130,7 +132,9 @@ class LogMel(nn.Module):
         c = self.config
         pad = (-waveform.shape[-1]) % c.hop_samples
         waveform = F.pad(waveform, (0, pad))
-        spectrum = torch.stft(waveform, c.n_fft, c.hop_samples, c.window_samples, self.window, center=True, pad_mode="constant", return_complex=True)
+        spectrum = torch.stft(
+            waveform, c.n_fft, c.hop_samples, c.window_samples, self.window, center=True, pad_mode="constant", return_complex=True
+        )
         return spectrum.transpose(-1, -2)
 
 

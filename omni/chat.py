@@ -109,7 +109,9 @@ def render(
     notices = [notice for turn in turns for notice in turn.notices]
     dropped = len(messages) - len(turns)
     if dropped:
-        notices.append(f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}")
+        notices.append(
+            f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}"
+        )
     if strict and notices:
         raise DataError("; ".join(notices))
     ids, mask, media = [tokenizer.bos_id], [False], []
@@ -182,6 +184,8 @@ def _audio_length(source: Any, budget: MediaBudget, notices: list[str]) -> int:
     length = budget.audio_tokens(source)
     if length > budget.max_audio_tokens:
         kept = budget.max_audio_tokens / length
-        notices.append(f"a clip of {length} audio tokens exceeds its quarter of the context: kept the first {budget.max_audio_tokens} ({kept:.0%})")
+        notices.append(
+            f"a clip of {length} audio tokens exceeds its quarter of the context: kept the first {budget.max_audio_tokens} ({kept:.0%})"
+        )
         return budget.max_audio_tokens
     return length

@@ -125,7 +125,8 @@ class ResidualVQ(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.quantizers = nn.ModuleList(
-            VectorQuantizer(config.codebook_size, config.latent_size, config.ema_decay, config.dead_code_threshold) for _ in range(config.n_codebooks)
+            VectorQuantizer(config.codebook_size, config.latent_size, config.ema_decay, config.dead_code_threshold)
+            for _ in range(config.n_codebooks)
         )
 
     def encode(self, x: Tensor) -> Tensor:
@@ -268,7 +269,7 @@ class MelCodec(nn.Module):
         """Of each codebook: the share of codes in use and the perplexity of their moving averages."""
         out = []
         for quantizer in self.rvq.quantizers:
-            p = quantizer.size / quantizer.size.sum()  # type: ignore[operator,union-attr]
+            p = quantizer.size / quantizer.size.sum()  # type: ignore[operator,union-attr,arg-type]
             entropy = -(p * p.clamp(min=1e-12).log()).sum()
             out.append((float((p > 0.1 / len(p)).float().mean()), float(entropy.exp())))
         return out

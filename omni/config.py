@@ -229,7 +229,9 @@ PRESETS: dict[str, ModelConfig] = {
     "tiny": _TINY,
     "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),
     "small": ModelConfig(
-        thinker=ThinkerConfig(vocab_size=32_000, d_model=640, n_layers=12, n_heads=10, n_kv_heads=5, d_ff=1728, context_length=2048, tie_embeddings=True),
+        thinker=ThinkerConfig(
+            vocab_size=32_000, d_model=640, n_layers=12, n_heads=10, n_kv_heads=5, d_ff=1728, context_length=2048, tie_embeddings=True
+        ),
         vision_encoder=VisionEncoderConfig(d_model=320, n_layers=6, n_heads=5, d_ff=1280, image_tokens="pooled"),
         audio_encoder=AudioEncoderConfig(d_model=384, n_layers=6, n_heads=6, d_ff=1536),
         codec=CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=128, hidden_size=384, n_blocks=3),

@@ -150,7 +150,14 @@ class OmniModel(nn.Module):
         return self.thinker.hidden_states(input_ids, lengths=lengths)
 
     def condition(
-        self, input_ids: Tensor, lengths: Tensor, char_ids: Tensor, char_tokens: Tensor, char_lengths: Tensor, voices: Tensor, keep_states: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        lengths: Tensor,
+        char_ids: Tensor,
+        char_tokens: Tensor,
+        char_lengths: Tensor,
+        voices: Tensor,
+        keep_states: Tensor | None = None,
     ) -> Conditioning:
         """What the Talker is to say. `keep_states` (B,) false drops a row's Thinker states (conditioning dropout, or its ablation)."""
         states = self.reply_states(input_ids, lengths)

@@ -77,12 +77,20 @@ class TalkerTiny(nn.Module):
         self.code_emb = nn.ModuleList(nn.Embedding(n, d) for _ in range(codec.n_codebooks))
         self.transformer = Transformer(
             TransformerShape(
-                d_model=d, n_layers=config.n_layers, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads, d_ff=config.d_ff, causal=True, dropout=config.dropout
+                d_model=d,
+                n_layers=config.n_layers,
+                n_heads=config.n_heads,
+                n_kv_heads=config.n_kv_heads,
+                d_ff=config.d_ff,
+                causal=True,
+                dropout=config.dropout,
             )
         )
         self.first_head = nn.Linear(d, n, bias=False)
         self.end_head = nn.Linear(d, 1)
-        self.rest_mix = nn.ModuleList(nn.Sequential(RMSNorm(d), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) for _ in range(codec.n_codebooks - 1))
+        self.rest_mix = nn.ModuleList(
+            nn.Sequential(RMSNorm(d), nn.Linear(d, 2 * d), nn.GELU(), nn.Linear(2 * d, d)) for _ in range(codec.n_codebooks - 1)
+        )
         self.rest_head = nn.ModuleList(nn.Linear(d, n, bias=False) for _ in range(codec.n_codebooks - 1))
         for weight in self.code_emb.parameters():
             nn.init.normal_(weight, std=0.02)

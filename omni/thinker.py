@@ -4,7 +4,6 @@ B batch  T positions  V vocabulary  d model width"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from omni.config import ThinkerConfig

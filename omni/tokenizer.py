@@ -49,7 +49,9 @@ class BPETokenizer:
             raise CheckpointError(f"{path}: not a SentencePiece model") from None
         for index, name in enumerate(SPECIAL_TOKENS):
             if self._model.PieceToId(name) != index:
-                raise CheckpointError(f"{path}: special token {name} has id {self._model.PieceToId(name)}, expected {index}; train the tokenizer with muomni")
+                raise CheckpointError(
+                    f"{path}: special token {name} has id {self._model.PieceToId(name)}, expected {index}; train the tokenizer with muomni"
+                )
         self._bytes = [self._piece_bytes(i) for i in range(self.vocab_size)]
 
     @property
@@ -99,14 +101,18 @@ class BPETokenizer:
         return piece.replace(_SPACE, " ").encode()
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path, *, max_sentences: int = 200_000, seed: int = 0) -> BPETokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, path: str | Path, *, max_sentences: int = 200_000, seed: int = 0
+) -> BPETokenizer:
     """Train on a stream and write `path`. Memory is bounded: at most `max_sentences` lines, sampled from the whole stream, are held.
 
     A corpus too small to fill `vocab_size` gives a smaller vocabulary and a warning. Raises ConfigError below the minimum, DataError
     for an empty corpus.
     """
     if vocab_size < MIN_VOCABULARY:
-        raise ConfigError(f"vocab_size {vocab_size}: the smallest is {MIN_VOCABULARY} ({len(SPECIAL_TOKENS)} special tokens, 256 bytes, 16 characters)")
+        raise ConfigError(
+            f"vocab_size {vocab_size}: the smallest is {MIN_VOCABULARY} ({len(SPECIAL_TOKENS)} special tokens, 256 bytes, 16 characters)"
+        )
     lines = _in_alphabet(_sample(_training_lines(texts), max_sentences, seed), (vocab_size - len(SPECIAL_TOKENS) - 256) // 2)
     if not lines:
         raise DataError("the tokenizer's training text is empty; check the manifests of data.train")

@@ -58,4 +58,6 @@ class GriffinLim(nn.Module):
         length = spectrum.shape[1] * c.hop_samples
         spectrum = F.pad(torch.view_as_real(spectrum).flatten(2).transpose(1, 2), (0, 1), mode="replicate").transpose(1, 2)
         spectrum = torch.view_as_complex(spectrum.unflatten(2, (-1, 2)).contiguous())
-        return torch.istft(spectrum.transpose(1, 2), c.n_fft, c.hop_samples, c.window_samples, self.front_end.window, center=True, length=length)
+        return torch.istft(
+            spectrum.transpose(1, 2), c.n_fft, c.hop_samples, c.window_samples, self.front_end.window, center=True, length=length
+        )

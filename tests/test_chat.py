@@ -18,7 +18,9 @@ BUDGET = MediaBudget(image_tokens=4, audio_tokens=lambda seconds: int(seconds * 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BPETokenizer:
-    return train_tokenizer(["what is in the picture? a red square.", "hello there"] * 20, 320, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+    return train_tokenizer(
+        ["what is in the picture? a red square.", "hello there"] * 20, 320, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    )
 
 
 def user(*parts: Any) -> dict[str, Any]:
@@ -136,7 +138,9 @@ def test_room_is_reserved_for_the_reply(tokenizer: BPETokenizer) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=30)), min_size=1, max_size=8), st.integers(0, 120))
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), st.text(max_size=30)), min_size=1, max_size=8), st.integers(0, 120)
+)
 def test_a_rendered_conversation_always_fits(tokenizer: BPETokenizer, turns: list[tuple[str, str]], context: int) -> None:
     try:
         out = render([says(*turn) for turn in turns], tokenizer, BUDGET, context, reserve=5)

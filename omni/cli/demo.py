@@ -97,7 +97,11 @@ def _judge(result: dict[str, Any]) -> None:
     scenes, speech = result["scenes"], result["speech"]
     for name in ("swapped", "withheld"):
         if scenes["typed"]["share"] <= scenes[name]["share"]:
-            raise DemoFailed(f"the model answers {scenes['typed']['share']:.0%} of unseen scenes, and {scenes[name]['share']:.0%} with pictures {name}: it does not see")
+            raise DemoFailed(
+                f"the model answers {scenes['typed']['share']:.0%} of unseen scenes, and {scenes[name]['share']:.0%} with pictures {name}: it does not see"
+            )
     if speech["interval"][0] <= 0.5 or speech["own"] >= speech["other"]:
-        raise DemoFailed(f"the speech fits its own text in {speech['share']:.0%} of cases, no better than chance: it does not say the words")
+        raise DemoFailed(
+            f"the speech fits its own text in {speech['share']:.0%} of cases, no better than chance: it does not say the words"
+        )
     note("passed: it sees, and it says the words")

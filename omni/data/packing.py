@@ -65,10 +65,14 @@ class PackedText:
         meta = json.loads((folder / "meta.json").read_text())
         self.length, self.n_documents, self.n_tokens = length, meta["documents"], meta["tokens"]
         if self.n_tokens <= length:
-            raise DataError(f"{folder}: {self.n_tokens} tokens do not fill one context of {length}; add text or shorten thinker.context_length")
+            raise DataError(
+                f"{folder}: {self.n_tokens} tokens do not fill one context of {length}; add text or shorten thinker.context_length"
+            )
         self._tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
         if len(self._tokens) != self.n_tokens:
-            raise DataError(f"{folder}/tokens.bin: {len(self._tokens)} tokens, but meta.json says {self.n_tokens}; delete the folder to pack again")
+            raise DataError(
+                f"{folder}/tokens.bin: {len(self._tokens)} tokens, but meta.json says {self.n_tokens}; delete the folder to pack again"
+            )
 
     def __len__(self) -> int:
         return (self.n_tokens - 1) // self.length

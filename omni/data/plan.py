@@ -90,7 +90,9 @@ def plan(
         sequences = (training_share * tokens - 1) // run.model.thinker.context_length
         if sequences < 1:
             context = run.model.thinker.context_length
-            raise DataError(f"{', '.join(sources)}: {tokens} tokens do not fill one context of {context}; add text or shorten thinker.context_length")
+            raise DataError(
+                f"{', '.join(sources)}: {tokens} tokens do not fill one context of {context}; add text or shorten thinker.context_length"
+            )
     steps = math.ceil(epochs * sequences / run.train.batch_size)
     if steps < 1:
         raise ConfigError(f"{epochs:g} epochs give no step at all; ask for more")
@@ -189,7 +191,9 @@ def _texts(row: Row) -> Iterator[str]:
 
 def _identity(sources: Sequence[str], run: RunConfig, rows: Manifests, tokenizer: BPETokenizer | None, assumed: int | None) -> str:
     """Changes with everything that a count depends on."""
-    files = [[source, (stat := Path(source).stat()).st_size, stat.st_mtime_ns] if Path(source).is_file() else [source] for source in sources]
+    files = [
+        [source, (stat := Path(source).stat()).st_size, stat.st_mtime_ns] if Path(source).is_file() else [source] for source in sources
+    ]
     pieces = hashlib.sha256(tokenizer.serialized).hexdigest() if tokenizer else [run.model.thinker.vocab_size, run.train.seed]
     return json.dumps([files, len(rows), run.stage, pieces, assumed])
 

@@ -61,7 +61,8 @@ class Omni:
         CheckpointError when it is missing, damaged or of another shape, ConfigError for a device that cannot be used."""
         if folder is None and not Path(DEFAULT_CHECKPOINT).is_dir():
             raise CheckpointError(
-                f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo` or `muomni train pocket --preset nano`, and name its folder with --ckpt"
+                f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo` or `muomni train pocket --preset nano`, "
+                "and name its folder with --ckpt"
             )
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else str(device)
         saved = load_model(find_checkpoint(folder or DEFAULT_CHECKPOINT))

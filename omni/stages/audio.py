@@ -17,7 +17,6 @@ from omni.stages.data import speech_splits
 from omni.training.losses import ctc_nats
 from omni.training.stage import Context, Splits, Term
 
-
 MASK_FRAMES, MASK_BINS = 15, 20  # widest bands that SpecAugment hides: 150 ms, and about a sixth of the spectrum
 
 

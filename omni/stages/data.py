@@ -13,7 +13,7 @@ from omni.chat import parts_of, render_text
 from omni.config import ModelConfig, RunConfig
 from omni.data import collate
 from omni.data.datasets import CaptionDataset, ConversationDataset, SpeechDataset, TalkerDataset
-from omni.data.manifests import Manifests, Row, Rows, open_rows
+from omni.data.manifests import Manifests, Row, open_rows
 from omni.data.packing import PackedText, pack
 from omni.data.split import held_out
 from omni.errors import ConfigError
@@ -54,7 +54,9 @@ def split(rows: Manifests, fraction: float) -> tuple[Manifests, Manifests]:
     return rows.choose(sides[0]), rows.choose(sides[1])
 
 
-def _splits(run: RunConfig, required: tuple[str, ...], dataset: Callable[[Manifests], D], collate_examples: Callable[[Any], Any]) -> Splits[Any]:
+def _splits(
+    run: RunConfig, required: tuple[str, ...], dataset: Callable[[Manifests], D], collate_examples: Callable[[Any], Any]
+) -> Splits[Any]:
     train, validation = open_splits(run, required)
     return Splits(dataset(train), dataset(validation), collate_examples)
 
@@ -71,12 +73,16 @@ def caption_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer)
 
 def talker_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.TalkerBatch]:
     """{"audio", "text", "speaker"?}."""
-    return _splits(run, ("audio", "text"), lambda rows: TalkerDataset(rows, config, tokenizer, run.data.max_audio_s), collate.collate_talker)
+    return _splits(
+        run, ("audio", "text"), lambda rows: TalkerDataset(rows, config, tokenizer, run.data.max_audio_s), collate.collate_talker
+    )
 
 
 def conversation_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.ConversationBatch]:
     """{"messages"}."""
-    return _splits(run, ("messages",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data.max_audio_s), collate.collate_conversations)
+    return _splits(
+        run, ("messages",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data.max_audio_s), collate.collate_conversations
+    )
 
 
 def encode_document(row: Row, tokenizer: BPETokenizer) -> list[int]:
@@ -94,7 +100,11 @@ def text_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer | N
     if tokenizer is None:
         key = hashlib.sha256(f"{content} {config.thinker.vocab_size} {run.train.seed}".encode()).hexdigest()
         path = folder / f"tokenizer-{key[:12]}.model"
-        tokenizer = BPETokenizer(path) if path.exists() else train_tokenizer(map(text_of, _rows(train)), config.thinker.vocab_size, path, seed=run.train.seed)
+        tokenizer = (
+            BPETokenizer(path)
+            if path.exists()
+            else train_tokenizer(map(text_of, _rows(train)), config.thinker.vocab_size, path, seed=run.train.seed)
+        )
     pieces = hashlib.sha256(tokenizer.serialized).hexdigest()
 
     def packed(name: str, rows: Manifests) -> PackedText:

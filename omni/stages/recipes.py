@@ -37,9 +37,9 @@ POCKET_STAGES: dict[str, dict[str, Any]] = {
 POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {
         "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
-        "audio": {"steps": 1000, "learning_rate": 4e-3},
-        "vision": {"steps": 400, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 4e-3},
-        "sft": {"steps": 1000, "learning_rate": 3e-3},
+        "audio": {"steps": 900, "learning_rate": 4e-3},
+        "vision": {"steps": 100, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 4e-3},
+        "sft": {"steps": 1500, "learning_rate": 3e-3},
         "codec": {"steps": 600, "learning_rate": 4e-3},
         "talker": {"steps": 700, "learning_rate": 4e-3},
     },
@@ -81,7 +81,9 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
                 "validation": [str(data_dir / f"{name}.heldout.jsonl") for name in wiring["train"]],
                 "mel_masks": wiring.get("mel_masks", 0),
             },
-            "train": training | {"freeze": wiring.get("freeze", [])} | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
+            "train": training
+            | {"freeze": wiring.get("freeze", [])}
+            | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
             "out_dir": str(out_dir / stage),
         }
         runs.append(parse(RunConfig, raw, f"recipe pocket, stage {stage}"))

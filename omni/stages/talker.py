@@ -55,7 +55,9 @@ class TalkerStage(OmniStage[TalkerBatch]):
     def _forward(self, model: OmniModel, batch: TalkerBatch, keep_states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             codes = model.codec.encode(batch.mel, batch.mel_lengths)
-        conditioning = model.condition(batch.input_ids, batch.lengths, batch.char_ids, batch.char_tokens, batch.char_lengths, batch.voices, keep_states)
+        conditioning = model.condition(
+            batch.input_ids, batch.lengths, batch.char_ids, batch.char_tokens, batch.char_lengths, batch.voices, keep_states
+        )
         return talker_losses(model.talker(codes, conditioning), *talker_labels(codes, self._frames(batch), model.talker.end_id))
 
     def loss(self, model: OmniModel, batch: TalkerBatch, context: Context) -> dict[str, Term]:

@@ -54,8 +54,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, trained: Callable[[str], str
         "empty": {"data": {"train": [str(root / "empty.jsonl")]}},
         "missing": {"data": {"train": [str(root / "nowhere.jsonl")]}},
         "tiny_text": {"model": {"thinker": {"context_length": 500_000}}},
-        "clip": {"stage": "audio", "data": {"train": [str(root / "long.jsonl")], "validation": [str(root / "long.jsonl")], "max_audio_s": 5}},
-        "rate": {"stage": "audio", "init_from": [str(root / "ckpt")], "model": {"audio": {"sample_rate_hz": 24000}}, "data": {"train": [str(world / "speech.jsonl")]}},
+        "clip": {
+            "stage": "audio",
+            "data": {"train": [str(root / "long.jsonl")], "validation": [str(root / "long.jsonl")], "max_audio_s": 5},
+        },
+        "rate": {
+            "stage": "audio",
+            "init_from": [str(root / "ckpt")],
+            "model": {"audio": {"sample_rate_hz": 24000}},
+            "data": {"train": [str(world / "speech.jsonl")]},
+        },
         "alone": {"stage": "talker", "data": {"train": [str(world / "voice.jsonl")]}},
     }.items():
         (root / f"{name}.json").write_text(json.dumps(good | changes))

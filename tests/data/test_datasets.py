@@ -163,7 +163,7 @@ def test_every_character_knows_the_token_that_spells_it(folder, tokenizer):
         n = batch.char_lengths[row]
         assert batch.char_ids[row, :n].tolist() == encode_characters(text)
         tokens = batch.char_tokens[row, :n].tolist()
-        assert tokens == sorted(tokens) and 2 <= tokens[0] and tokens[-1] < len(ids) - 1
+        assert tokens == sorted(tokens) and tokens[0] >= 2 and tokens[-1] < len(ids) - 1
         for position, piece in enumerate(tokenizer.pieces(ids)):
             spelled = [c for c, token in zip(batch.char_ids[row].tolist(), tokens, strict=False) if token == position]
             assert spelled == encode_characters(piece)

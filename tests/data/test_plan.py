@@ -19,7 +19,12 @@ from omni.data.plan import Plan, plan
 from omni.errors import ConfigError, DataError
 from omni.tokenizer import BPETokenizer, train_tokenizer
 
-SENTENCES = [f"the {colour} {shape} is {place}" for colour in ("red", "blue") for shape in ("box", "ball", "cone") for place in ("here", "there", "gone")]
+SENTENCES = [
+    f"the {colour} {shape} is {place}"
+    for colour in ("red", "blue")
+    for shape in ("box", "ball", "cone")
+    for place in ("here", "there", "gone")
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +45,9 @@ def test_text_steps_are_the_packed_windows_of_the_epochs(folder: Any, tokenizer_
     source = folder.jsonl("t.jsonl", [{"text": text} for text in SENTENCES] + [{"messages": chat}, "broken"])
     found = plan([source], run_of("text", batch_size=4), epochs=2.5, tokenizer=tokenizer_file)
 
-    documents = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in SENTENCES] + [[*render_text(chat, tokenizer), tokenizer.eos_id]]
+    documents = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in SENTENCES] + [
+        [*render_text(chat, tokenizer), tokenizer.eos_id]
+    ]
     pack(documents, lambda ids: ids, tmp_path / "packed", vocab_size=320, source="test")
     packed = PackedText(tmp_path / "packed", 8)
     assert (found.rows, found.bad_rows) == (len(documents), 1)
@@ -102,7 +109,9 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("kill_at", [0, 7, 13])
-def test_a_killed_count_repeats_at_most_one_step_and_ends_the_same(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int) -> None:
+def test_a_killed_count_repeats_at_most_one_step_and_ends_the_same(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
     monkeypatch.setattr(planning, "STEP", 5)
     source = folder.jsonl("s.jsonl", [{"audio": folder.clip(f"{n}.wav", 0.1 * n + 0.1), "text": text} for n, text in enumerate(SENTENCES)])
     work = tmp_path / "work"
@@ -142,7 +151,9 @@ def test_a_count_of_other_data_is_not_continued(folder: Any, tmp_path: Path, tok
             plan([source], run_of("text"), tokenizer=tokenizer_file, work=tmp_path / "work")
     assert (tmp_path / "work" / "progress.json").exists()
     source = folder.jsonl("t.jsonl", [{"text": text} for text in reversed(SENTENCES)][:-1])
-    assert plan([source], run_of("text"), tokenizer=tokenizer_file, work=tmp_path / "work") == plan([source], run_of("text"), tokenizer=tokenizer_file)
+    assert plan([source], run_of("text"), tokenizer=tokenizer_file, work=tmp_path / "work") == plan(
+        [source], run_of("text"), tokenizer=tokenizer_file
+    )
 
 
 def _dying_sizes(after: int) -> type[planning._Sizes]:
@@ -185,9 +196,13 @@ def text_manifest(folder: Any) -> str:
     return folder.jsonl("t.jsonl", [{"text": text} for text in SENTENCES * 30])
 
 
-def test_the_command_writes_a_configuration_that_loads(command: Any, text_manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_configuration_that_loads(
+    command: Any, text_manifest: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(tmp_path.iterdir())
-    command("plan", text_manifest, "--config", "new.json", "--stage", "text", "--preset", "nano", "--batch-size", 2, "--epochs", 3, "--json")
+    command(
+        "plan", text_manifest, "--config", "new.json", "--stage", "text", "--preset", "nano", "--batch-size", 2, "--epochs", 3, "--json"
+    )
     found = Plan(**json.loads(capsys.readouterr().out))
     run = load_run("new.json")
     assert (run.stage, run.preset, run.out_dir, run.data.train) == ("text", "nano", "runs/new", (text_manifest,))
@@ -198,7 +213,9 @@ def test_the_command_writes_a_configuration_that_loads(command: Any, text_manife
 
 
 def test_the_command_keeps_what_it_does_not_plan(command: Any, text_manifest: str) -> None:
-    Path("old.json").write_text(json.dumps({"stage": "text", "preset": "nano", "out_dir": "here", "train": {"learning_rate": 0.5, "steps": 1}}))
+    Path("old.json").write_text(
+        json.dumps({"stage": "text", "preset": "nano", "out_dir": "here", "train": {"learning_rate": 0.5, "steps": 1}})
+    )
     command("plan", text_manifest, "--config", "old.json", "--epochs", 40)
     run = load_run("old.json")
     assert (run.out_dir, run.train.learning_rate) == ("here", 0.5)

@@ -16,7 +16,9 @@ from omni.training.stage import local_context
 Run = Callable[..., RunConfig]
 
 
-def fit(stage: Any, n_examples: int, steps: int, rate: float, choose: Callable[[Any], bool] = lambda example: True) -> tuple[Any, Any, list[float]]:
+def fit(
+    stage: Any, n_examples: int, steps: int, rate: float, choose: Callable[[Any], bool] = lambda example: True
+) -> tuple[Any, Any, list[float]]:
     """The model after `steps` updates on one batch, the batch, and the loss of every update."""
     torch.manual_seed(0)
     splits = stage.build_data()
@@ -46,7 +48,9 @@ def fit(stage: Any, n_examples: int, steps: int, rate: float, choose: Callable[[
 
 
 def test_thinker_learns_its_text_by_heart(nano_run: Run) -> None:
-    model, batch, losses = fit(STAGES["text"](nano_run("text", "text", "text_chat", model={"thinker": {"context_length": 64}})), 4, 120, 1e-2)
+    model, batch, losses = fit(
+        STAGES["text"](nano_run("text", "text", "text_chat", model={"thinker": {"context_length": 64}})), 4, 120, 1e-2
+    )
     assert losses[-1] < 0.05
 
 

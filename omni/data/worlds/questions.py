@@ -32,7 +32,7 @@ def a(noun: str) -> str:
 
 
 def caption(scene: Scene, rng: Random | None = None) -> str:
-    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may say where they are."""
+    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may tell the places."""
     style = rng.random() if rng else 0.0
     names = [f"a {t.size} {t.name}" for t in sorted(scene.things, key=lambda t: t.x)]
     if style > 0.75:

@@ -1,4 +1,4 @@
-"""Voices of the pocket world: espeak-ng (GPL-3, run as a library), shipped by the PyPI package espeakng-loader. Over 100 times real time."""
+"""Voices of the pocket world: espeak-ng (GPL-3, run as a library), shipped by the PyPI package espeakng-loader. Over 100x real time."""
 
 from __future__ import annotations
 
