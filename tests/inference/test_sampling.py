@@ -61,11 +61,21 @@ def test_a_forbidden_id_is_never_drawn(logits, temperature, top_k, top_p, forbid
     assert forbidden not in drawn
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"repetition_penalty": 0}, {"seed": -1},
-     {"max_new_tokens": 0}, {"stop": "text"}, {"stop": ("",)}],
-)  # fmt: skip
+WRONG = [
+    {"temperature": -1},
+    {"temperature": float("nan")},
+    {"top_k": -1},
+    {"top_p": 0},
+    {"top_p": 1.1},
+    {"repetition_penalty": 0},
+    {"seed": -1},
+    {"max_new_tokens": 0},
+    {"stop": "text"},
+    {"stop": ("",)},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)
