@@ -20,7 +20,7 @@ from omni.errors import ConfigError
 class Config(BaseModel):
     """Frozen; unknown keys are refused with the nearest known name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _check_heads(d_model: int, n_heads: int, n_kv_heads: int) -> None:
@@ -324,7 +324,10 @@ class RunConfig(Config):
         """The `model` section is written as changes to the preset."""
         if not isinstance(raw, dict):
             return raw
-        base = preset(raw.get("preset", "tiny")).model_dump()
+        name = raw.get("preset", "tiny")
+        if name not in list(PRESETS):
+            raise ValueError(f"no preset {name!r}; known: {', '.join(PRESETS)}")
+        base = PRESETS[name].model_dump()
         changes = raw.get("model", {})
         changes = changes.model_dump() if isinstance(changes, ModelConfig) else changes
         return raw | {"model": _merged(base, changes)}

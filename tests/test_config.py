@@ -193,7 +193,7 @@ def test_the_files_make_every_stage_and_feed_each_other() -> None:
 def test_a_file_says_what_the_pocket_recipe_does(path: Path) -> None:
     """The same stage run by its file or by `muomni train pocket` is the same training; only folders differ."""
     run = load_run(path)
-    recipe = {r.stage: r for r in pocket_runs("tiny", Path("checkpoints"), Path("runs/pocket-tiny"))}[run.stage]
+    recipe = {r.stage: r for r in pocket_runs("tiny", Path("checkpoints"), Path("runs/pocket-tiny/data"))}[run.stage]
     assert (run.preset, run.model, run.data) == (recipe.preset, recipe.model, recipe.data)
     assert len(run.init_from) == len(POCKET_STAGES[run.stage]["init_from"])
     rhythm = ("checkpoint_every", "evaluate_every")

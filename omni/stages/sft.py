@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni.data.collate import ConversationBatch
 from omni.omni_model import OmniModel
@@ -34,6 +34,10 @@ class SFTStage(OmniStage[ConversationBatch]):
     name = "sft"
     best_metric, best_mode = "exact", "max"
     trains = ("thinker", "vision_encoder", "audio_encoder", "projectors")
+
+    def shard_units(self, model: OmniModel) -> list[nn.Module]:
+        """The Thinker's blocks alone: a rank whose batch holds no picture or clip does not run that encoder, and others would wait for it."""
+        return list(model.thinker.blocks)
 
     def build_data(self) -> Splits[ConversationBatch]:
         return conversation_splits(self.run, self.config, self.require_tokenizer())

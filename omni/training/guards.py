@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,11 @@ def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
     if precision == "auto":
         return torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Matrix products in `dtype` (None: float32)."""
+    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
 @dataclass

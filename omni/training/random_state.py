@@ -1,4 +1,4 @@
-"""Random states as tensors, so that a checkpoint can hold them.
+"""What makes a run repeatable: deterministic operations, and random states as tensors, so that a checkpoint can hold them.
 
 What libraries draw from is the global state, NumPy's old one included; new code of ours has generators of its own."""
 
@@ -7,6 +7,8 @@ What libraries draw from is the global state, NumPy's old one included; new code
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -56,3 +58,18 @@ def set_all_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, numpy_has_gauss, cached))
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """On the CPU, where it costs little, operations whose result could depend on timing use their other implementation."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]

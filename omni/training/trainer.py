@@ -1,7 +1,6 @@
 """The one training loop: every stage, every objective, one process or many.
 
-One update: read the micro-batches of this rank, add up the counts of all micro-batches and ranks, run forward and backward per
-micro-batch on sums divided by those counts, check the whole update once, clip, step.
+One update: read the micro-batches of this rank, compute the gradient of the global batch (`gradients`), check it once, clip, step.
 
 A checkpoint is saved before every evaluation, so that a crash in evaluation costs nothing; a run that resumes from a checkpoint whose
 evaluation was not finished evaluates first, and so ends with the same bits as one that was never interrupted."""
@@ -11,10 +10,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,12 +24,13 @@ from omni.config import RunConfig
 from omni.errors import CheckpointError, ConfigError
 from omni.training import memory
 from omni.training.batches import EpochOrder, Prefetcher, Share, ValidationBatches, read_examples
-from omni.training.guards import Guard, LossScaler, autocast_dtype, nan_watch
+from omni.training.gradients import GlobalGradients
+from omni.training.guards import Guard, LossScaler, autocast, autocast_dtype, nan_watch
 from omni.training.optimizers import adamw, check_objectives, learning_rate
-from omni.training.parallel import Parallel, full, like, local, touch
-from omni.training.random_state import all_rng_states, rng_state, seed_everything, set_all_rng_states, set_rng_state
+from omni.training.parallel import Parallel, full, like, local
+from omni.training.random_state import all_rng_states, deterministic, seed_everything, set_all_rng_states
 from omni.training.report import Reporter
-from omni.training.stage import Context, Objective, Stage, local_context
+from omni.training.stage import Objective, Stage, local_context
 
 B = TypeVar("B")
 THROUGHPUT_WINDOW = 50  # updates
@@ -89,7 +88,7 @@ def train(
         memory.keep_freed_memory()
     joined = distributed.setup(where)
     try:
-        with _deterministic(where):
+        with deterministic(where):
             return Trainer(stage, where, on_event or (lambda event: None)).run(resume)
     except torch.OutOfMemoryError as error:
         size = stage.run.train.micro_batch_size
@@ -99,31 +98,6 @@ def train(
     finally:
         if joined:
             distributed.cleanup()
-
-
-@contextmanager
-def main_first() -> Iterator[None]:
-    """The main rank runs the block while the others wait; then they do."""
-    if not distributed.is_main():
-        distributed.barrier()
-    yield
-    if distributed.is_main():
-        distributed.barrier()
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """On the CPU, where it costs little, operations whose result could depend on timing use their other implementation."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 class Trainer(Generic[B]):
@@ -146,7 +120,7 @@ class Trainer(Generic[B]):
         """Train to the end."""
         found = self._open_run_dir(resume)
         seed_everything(self.config.seed)
-        with main_first():  # it may write caches that the others read
+        with distributed.main_first():  # it may write caches that the others read
             self.splits = self.stage.build_data()
         self.order = EpochOrder(len(self.splits.train), self.config.seed)
         self.model = self.stage.build_model().to(self.device)
@@ -205,7 +179,7 @@ class Trainer(Generic[B]):
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._train_mode()
         objective = self.stage.objectives(self.model)[0].name
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self._autocast():
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), autocast(self.device, self.dtype):
             with torch.no_grad():
                 context = local_context(self.stage, self.model, example, objective)
             saved = memory.SavedBytes(self.model)
@@ -221,6 +195,7 @@ class Trainer(Generic[B]):
     def _build_optimizers(self) -> None:
         """Wrap the model and make one optimizer an objective. Only one objective's parameters require gradients at a time."""
         self.parallel = Parallel(self.model, self.config.parallel, self.device, self.stage.shard_units(self.model))
+        self.gradients = GlobalGradients(self.stage, self.model, self.parallel, self.device, self.dtype)
         self.objectives = self.stage.objectives(self.model)
         check_objectives(self.model, self.objectives)
         if len(self.objectives) > 1 and self.parallel.kind == "fsdp":
@@ -274,14 +249,13 @@ class Trainer(Generic[B]):
 
     def _update(self, share: Share[B], start: float) -> None:
         """One update of every objective, on micro-batches that `start`ed to be waited for at that time."""
-        batches = share.micro_batches
         rate = learning_rate(self.config, self.progress.step)
         values: dict[str, float] = {}
         applied = True
         for objective in self.objectives:
             self._only(objective)
             self.optimizers[objective.name].zero_grad(set_to_none=True)
-            terms, norm = self._accumulate(objective, batches)
+            terms, norm = self.gradients.of(objective, share.micro_batches, self.progress.step, self.scaler.scale)
             loss = sum(mean * weight for mean, weight in terms.values())
             prefix = f"{objective.name}/" if len(self.objectives) > 1 else ""
             values |= {f"{prefix}loss": loss, f"{prefix}grad_norm": norm} | {f"{prefix}{name}": mean for name, (mean, _) in terms.items()}
@@ -293,81 +267,6 @@ class Trainer(Generic[B]):
         self.progress.step += 1
         self.progress.position += self.config.batch_size
         self._account(share, values | {"learning_rate": rate}, time.monotonic() - start)
-
-    def _accumulate(self, objective: Objective, batches: list[B]) -> tuple[dict[str, tuple[float, float]], float]:
-        """Gradients of the global batch. Returns every term's (mean over the global batch, weight), and the gradient norm; both are the
-        same on all ranks."""
-        contexts, states = self._contexts(objective, batches)
-        sums: dict[str, Tensor] = {}
-        weights: dict[str, float] = {}
-        factor = self.scaler.scale * distributed.world_size()  # DDP and FSDP average over ranks
-        for i, (batch, context) in enumerate(zip(batches, contexts, strict=True)):
-            last = i == len(batches) - 1
-            if states:
-                set_rng_state(states[i], self.device)
-            with self.parallel.accumulating(objective.name, last):
-                with self._autocast():
-                    loss, parts = self.parallel.run(objective.name, partial(self._loss, weights), self._to_device(batch), context)
-                (loss * factor).backward()
-            for name, part in parts.items():
-                sums[name] = sums[name] + part if name in sums else part
-        norm = self.parallel.grad_norm(objective.parameters) / self.scaler.scale
-        names = sorted(sums)
-        packed = torch.stack([*(sums[name] for name in names), torch.stack([norm.to(self.device), norm.new_ones((), device=self.device)])])
-        *reduced, (norms, ranks) = distributed.all_reduce_sum(packed).tolist()
-        terms: dict[str, tuple[float, float]] = {}
-        for name, (total, count) in zip(names, reduced, strict=True):
-            announced = contexts[0].totals.get(name, count if not weights[name] else None)
-            assert count == announced, f"stage {self.stage.name}: term {name!r} has {count:g} targets, and counts() said {announced}"
-            terms[name] = total / max(count, 1), weights[name]
-        return terms, norms / ranks
-
-    def _loss(self, weights: dict[str, float], batch: B, context: Context) -> tuple[Tensor, dict[str, Tensor]]:
-        """This micro-batch's part of the global loss, and (sum, count) of every term."""
-        loss: Tensor | float = touch(self.model) if self.parallel.kind is not None else 0.0
-        parts: dict[str, Tensor] = {}
-        for name, term in self.stage.loss(self.model, batch, context).items():
-            if term.weight:
-                loss = loss + term.weight * term.sum.float() / max(context.totals[name], 1)
-            weights[name] = term.weight
-            count = torch.as_tensor(term.count, dtype=torch.float64, device=self.device)
-            parts[name] = torch.stack([term.sum.detach().double(), count])
-        assert isinstance(loss, Tensor) and loss.requires_grad, f"stage {self.stage.name}: the loss depends on no trainable parameter"
-        return loss, parts
-
-    def _contexts(self, objective: Objective, batches: list[B]) -> tuple[list[Context], list[Tensor]]:
-        """The context of every micro-batch. Where the stage has statistics, also the random state from which each was computed, so that
-        the loss draws the same dropout."""
-        counts = [self.stage.counts(batch) for batch in batches]
-        names = sorted(counts[0])
-        assert all(sorted(c) == names for c in counts), f"stage {self.stage.name}: counts() must name the same terms for every batch"
-        local_totals = torch.tensor([sum(c[name] for c in counts) for name in names], dtype=torch.int64)
-        totals = dict(zip(names, distributed.all_reduce_sum(local_totals).tolist(), strict=True))
-        states: list[Tensor] = []
-        collected: list[dict[str, Tensor]] = []
-        for batch in batches:
-            states.append(rng_state(self.device))
-            with torch.no_grad(), self._autocast():
-                statistics = self.parallel.run(None, self.stage.statistics, self.model, self._to_device(batch))
-            if statistics is None:
-                plain = Context(totals, step=self.progress.step, objective=objective.name)
-                return [plain] * len(batches), []
-            collected.append(statistics)
-        whole = {name: distributed.all_gather_cat(torch.cat([s[name] for s in collected])) for name in collected[0]}
-        offsets = self._offsets(collected)
-        return [Context(totals, whole, offset, self.progress.step, objective.name) for offset in offsets], states
-
-    def _offsets(self, collected: list[dict[str, Tensor]]) -> list[dict[str, int]]:
-        """Where each micro-batch's rows begin in the global statistics: behind those of lower ranks and earlier micro-batches."""
-        offsets: list[dict[str, int]] = [{} for _ in collected]
-        for name in collected[0]:
-            lengths = [len(s[name]) for s in collected]
-            of_ranks = distributed.all_gather_cat(torch.tensor([sum(lengths)])).tolist()
-            at = sum(of_ranks[: distributed.rank()])
-            for offset, length in zip(offsets, lengths, strict=True):
-                offset[name] = at
-                at += length
-        return offsets
 
     def _apply(self, objective: Objective, loss: float, norm: float, rate: float) -> bool:
         """Clip and step, unless a guard objects. All ranks see the same numbers, so they agree."""
@@ -414,7 +313,7 @@ class Trainer(Generic[B]):
         batches = ValidationBatches(self.splits.validation, self.splits.collate, self._own_micro_batch, self._to_device)
         before = all_rng_states(self.device)
         self.model.eval()
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), autocast(self.device, self.dtype):
             metrics = self.parallel.run(None, self.stage.evaluate, self.model, batches)
         self.parallel.rest()
         set_all_rng_states(before, self.device)
@@ -547,9 +446,6 @@ class Trainer(Generic[B]):
 
     def _to_device(self, batch: Any) -> Any:
         return batch.to(self.device)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, self.dtype) if self.dtype is not None else nullcontext()
 
     def _train_mode(self) -> None:
         """Training mode, except for parts that are frozen as a whole: their dropout stays off."""

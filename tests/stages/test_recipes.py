@@ -12,6 +12,8 @@ from omni.data.worlds import pocket
 from omni.errors import ConfigError
 from omni.stages import recipes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:

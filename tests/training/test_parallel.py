@@ -15,6 +15,8 @@ from toy_stage import run_processes, run_toy
 STEP = "step-00000004"
 STAGE_NAMES = ("ToyStage", "ContrastiveStage", "SometimesStage")
 
+pytestmark = pytest.mark.slow
+
 
 def state(run_dir: Path, step: str = "step-00000008") -> dict[str, torch.Tensor]:
     """Everything that a checkpoint holds except random states, which belong to the number of processes."""
