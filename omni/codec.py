@@ -76,7 +76,7 @@ class VectorQuantizer(nn.Module):
         self.size.lerp_(new_size, 1.0 - self.decay)
         self.total.lerp_(new_total, 1.0 - self.decay)
         self.codebook.data.copy_(self.total / self.size.clamp(min=1e-3)[:, None])
-        self._revive(new_size, new_total)
+        self._revive(new_size)
         self.forget()
         self.n_updates += 1
 
@@ -85,18 +85,19 @@ class VectorQuantizer(nn.Module):
         self.new_size.zero_()
         self.new_total.zero_()
 
-    def _revive(self, new_size: Tensor, new_total: Tensor) -> None:
+    def _revive(self, new_size: Tensor) -> None:
         """Split the busiest codes: a dead one takes half of the members of a busy one, and a place a little beside it."""
         mean_size = new_size.sum() / len(self.size)
-        dead = (self.size < self.dead_code_threshold * mean_size.clamp(max=2.0)).nonzero()[:, 0]
-        busy = self.size.argsort(descending=True, stable=True)
-        count = min(len(dead), len(self.size) // 2)
+        is_dead = self.size < self.dead_code_threshold * mean_size.clamp(max=2.0)
+        order = self.size.argsort(descending=True, stable=True)
+        busy, dead = order[~is_dead[order]], order[is_dead[order]]
+        count = min(len(dead), len(busy))
         if not count:
             return
         dead, busy = dead[:count], busy[:count]
         generator = torch.Generator().manual_seed(int(self.n_updates))
-        offset = torch.randn(count, self.total.shape[1], generator=generator).to(self.total) * self.codebook.std() * 0.1
-        self.codebook.data[dead] = self.codebook[busy] + offset
+        offset = torch.randn(count, self.total.shape[1], generator=generator).to(self.total)
+        self.codebook.data[dead] = self.codebook[busy] + 0.05 * self.codebook[busy].square().mean().sqrt() * offset
         self.size[busy] *= 0.5
         self.total[busy] *= 0.5
         self.size[dead] = self.size[busy]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from omni.audio import LogMel, unscale_mel
 from omni.config import AudioConfig, VocoderConfig
 
+LOUDEST = 6.0  # scaled log-mel; no waveform within [-1, 1] reaches it, and its exponential is still finite
+
 
 class GriffinLim(nn.Module):
     """Scaled log-mel (B,T,mels) → waveform (B, T·hop), by fast Griffin-Lim (Perraudin et al. 2013, eq. 11) from zero phase.
@@ -31,7 +33,7 @@ class GriffinLim(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         """The waveform; scaled down only where its peak would exceed 1."""
         with torch.autocast(mel.device.type, enabled=False):
-            return self._synthesize(unscale_mel(mel.float()))
+            return self._synthesize(unscale_mel(mel.float().clamp(max=LOUDEST)))
 
     def mel_to_audio(self, mel: np.ndarray, domain: str = "auto") -> np.ndarray:
         """mel (T,mels) → (T·hop,). `domain`: "log" (scaled log-mel), "magnitude", or "auto": a mel with any negative value is a log."""
