@@ -54,7 +54,8 @@ class AudioStage(OmniStage[SpeechBatch]):
         if model.training and self.run.data.mel_masks:
             batch = replace(batch, mel=mask_mel(batch.mel, batch.mel_lengths, self.run.data.mel_masks))
         nats, _, _ = self._nats(model, batch)
-        return {"ctc": Term(nats.sum(), int(batch.target_lengths.sum()))}
+        infeasible = Term((nats == 0).sum(), len(nats), weight=0.0)  # logged: clips whose text cannot fit teach nothing
+        return {"ctc": Term(nats.sum(), int(batch.target_lengths.sum())), "infeasible": infeasible}
 
     def _nats(self, model: OmniModel, batch: SpeechBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of every clip (B,), with the logits (B,F·S,characters) and their lengths (B,)."""
@@ -63,11 +64,12 @@ class AudioStage(OmniStage[SpeechBatch]):
         return ctc_nats(logits, slots, batch.targets, batch.target_lengths, BLANK_ID), logits, slots
 
     def evaluate(self, model: OmniModel, batches: Iterable[SpeechBatch]) -> dict[str, float]:
-        """WER and CER of greedy decoding, and nats per character."""
-        errors, nats, characters = ErrorRate(), torch.zeros(()), 0
+        """WER and CER of greedy decoding, nats per character, and how many clips cannot hold their text."""
+        errors, nats, characters, infeasible = ErrorRate(), torch.zeros(()), 0, 0
         for batch in batches:
             losses, logits, slots = self._nats(model, batch)
             nats, characters = nats + losses.sum().cpu(), characters + int(batch.target_lengths.sum())
+            infeasible += int((losses == 0).sum())
             for text, heard in zip(batch.texts, greedy_ctc(logits, slots), strict=True):
                 errors.add(text, heard)
-        return {"wer": errors.wer, "cer": errors.cer, "loss": float(nats) / max(characters, 1)}
+        return {"wer": errors.wer, "cer": errors.cer, "loss": float(nats) / max(characters, 1), "infeasible": float(infeasible)}
