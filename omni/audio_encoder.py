@@ -28,7 +28,7 @@ class Subsampling(nn.ModuleList):
             if lengths is not None:
                 keep = torch.arange(x.shape[2], device=x.device) < lengths[:, None]
                 x, lengths = x * keep[:, None, :, None].to(x.dtype), (lengths + 1) // 2
-            x = F.gelu(convolution(x))
+            x = F.gelu(convolution(x.contiguous(memory_format=torch.channels_last)))  # half again as fast on a CPU
         return x
 
 

@@ -17,6 +17,7 @@ from omni.audio_encoder import AudioEncoderTiny
 from omni.checkpoint import SavedModel, load_into
 from omni.codec import MelCodec
 from omni.config import ModelConfig
+from omni.contrastive import ContrastiveHeads
 from omni.errors import CheckpointError
 from omni.nn.transformer import Block, Transformer
 from omni.projector import Projector
@@ -26,6 +27,7 @@ from omni.vision_encoder import ViTTiny
 from omni.vocoder import GriffinLim
 
 COMPONENTS = ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec")
+MORE_COMPONENTS = ("contrastive",)  # for measuring; a checkpoint may hold them, no interface needs them
 
 
 class OmniModel(nn.Module):
@@ -37,14 +39,16 @@ class OmniModel(nn.Module):
     projectors: nn.ModuleDict
     talker: TalkerTiny
     codec: MelCodec
+    contrastive: ContrastiveHeads
 
     def __init__(self, config: ModelConfig, components: Sequence[str] = COMPONENTS) -> None:
         super().__init__()
-        unknown = set(components) - set(COMPONENTS)
+        known = COMPONENTS + MORE_COMPONENTS
+        unknown = set(components) - set(known)
         if unknown:
-            raise CheckpointError(f"unknown components {sorted(unknown)}; known: {', '.join(COMPONENTS)}")
+            raise CheckpointError(f"unknown components {sorted(unknown)}; known: {', '.join(known)}")
         self.config = config
-        self.components = tuple(name for name in COMPONENTS if name in components)
+        self.components = tuple(name for name in known if name in components)
         width = config.thinker.d_model
         make: dict[str, Callable[[], nn.Module]] = {
             "thinker": lambda: ThinkerLM(config.thinker),
@@ -58,6 +62,7 @@ class OmniModel(nn.Module):
             ),
             "talker": lambda: TalkerTiny(config.talker, config.codec, width),
             "codec": lambda: MelCodec(config.codec, config.audio.n_mels),
+            "contrastive": lambda: ContrastiveHeads(config.vision_encoder.d_model, width),
         }
         for name in self.components:
             setattr(self, name, make[name]())
@@ -74,7 +79,7 @@ class OmniModel(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """An absent component is the user's to mend: this checkpoint cannot do what was asked."""
-        if name in COMPONENTS and name not in self._modules:
+        if name in COMPONENTS + MORE_COMPONENTS and name not in self._modules:
             held = ", ".join(self.components)
             raise CheckpointError(f"this checkpoint has no {name} (it holds {held}); use one whose training included it")
         return super().__getattr__(name)

@@ -306,7 +306,9 @@ def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
 
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="recordings of any length")],
-    decoder: Annotated[str, typer.Option(help="ctc: the audio encoder alone; thinker: ask the language model")] = "ctc",
+    decoder: Annotated[
+        str, typer.Option(help="ctc: the audio encoder alone; ctc-beam: with a language model; thinker: asked in words")
+    ] = "ctc",
     ckpt: Checkpoint = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from omni.config import STAGES as STAGE_NAMES
-from omni.config import load_run
+from omni.config import RunConfig, load_run
 from omni.errors import ConfigError
 
-RECIPES = ("pocket",)
+RECIPES = ("pocket", "release")
 
 
 def register(app: typer.Typer) -> None:
@@ -23,16 +23,23 @@ def train(
     target: Annotated[str, typer.Argument(help=f"a stage ({', '.join(STAGE_NAMES)}) or a recipe ({', '.join(RECIPES)})")],
     overrides: Annotated[list[str] | None, typer.Argument(help="dotted settings of a stage, such as train.steps=100")] = None,
     config: Annotated[Path | None, typer.Option(help="run configuration of a stage (JSON)")] = None,
-    preset: Annotated[str, typer.Option(help="model size of a recipe")] = "tiny",
-    out: Annotated[Path | None, typer.Option(help="folder of a recipe's data, runs and model; default runs/RECIPE-PRESET")] = None,
+    preset: Annotated[str, typer.Option(help="model size of recipe pocket")] = "tiny",
+    stage: Annotated[str | None, typer.Option(help="one stage of recipe release")] = None,
+    data: Annotated[Path, typer.Option(help="folder of `muomni data get`, for recipe release")] = Path("data"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder of a recipe's data, runs and model; default runs/pocket-PRESET, runs/release")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of a recipe")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
 ) -> None:
     """Train a stage or a recipe. Interrupted, the same command continues from the last checkpoint."""
     if target in RECIPES:
         if config is not None or overrides:
-            raise ConfigError(f"recipe {target} takes --preset, --out and --seed; --config and dotted settings belong to a stage")
-        train_recipe(preset, out or Path("runs") / f"{target}-{preset}", seed, as_json)
+            raise ConfigError(f"recipe {target} takes no --config and no dotted settings; these belong to a stage")
+        if target == "release":
+            train_release(stage, data, out or Path("runs/release"), seed, as_json)
+        else:
+            train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed, as_json)
     elif target in STAGE_NAMES:
         if config is None:
             raise ConfigError(f"stage {target} needs --config FILE, for example one from configs/")
@@ -43,19 +50,32 @@ def train(
 
 def train_stage(stage: str, config: Path, overrides: list[str], as_json: bool = False) -> None:
     """Run the stage that `config` describes; it must be `stage`."""
+    run = load_run(config, overrides)
+    if run.stage != stage:
+        raise ConfigError(f"{config}: its stage is {run.stage!r}, but {stage!r} was asked for")
+    _train(run, as_json)
+
+
+def train_release(stage: str | None, data: Path, out: Path, seed: int, as_json: bool = False) -> None:
+    """Run one stage of recipe release."""
+    from omni.stages.release import STAGES, release_run
+
+    if stage is None:
+        raise ConfigError(f"recipe release trains one stage at a time; name it with --stage: {', '.join(STAGES)}")
+    _train(release_run(stage, data, out, seed), as_json)
+
+
+def _train(run: RunConfig, as_json: bool) -> None:
     from omni.cli.output import print_json
     from omni.stages import STAGES
     from omni.training.trainer import train as run_training
 
-    run = load_run(config, overrides)
-    if run.stage != stage:
-        raise ConfigError(f"{config}: its stage is {run.stage!r}, but {stage!r} was asked for")
-    result = run_training(STAGES[stage](run))
+    result = run_training(STAGES[run.stage](run))
     if as_json:
-        print_json({"stage": stage, "folder": run.out_dir, "steps": result.steps, "seconds": result.seconds, "metrics": result.metrics})
+        print_json({"stage": run.stage, "folder": run.out_dir, "steps": result.steps, "seconds": result.seconds, "metrics": result.metrics})
 
 
-def train_recipe(preset: str, out: Path, seed: int, as_json: bool = False) -> None:
+def train_pocket(preset: str, out: Path, seed: int, as_json: bool = False) -> None:
     """Run the pocket recipe and print its table."""
     from rich.console import Console
     from rich.table import Table

@@ -19,7 +19,7 @@ from torch import Tensor
 from omni.audio import LogMel, decode_audio
 from omni.characters import encode_characters
 from omni.chat import MediaBudget, Rendered, Reply, render, render_reply
-from omni.config import ModelConfig
+from omni.config import DataConfig, ModelConfig
 from omni.data.manifests import Manifests, Row, Rows
 from omni.errors import DataError
 from omni.image import decode_image, to_pixels
@@ -52,18 +52,15 @@ def media_bytes(rows: Rows, value: Any) -> tuple[bytes, str]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-CACHED_FRAMES = 1_600_000  # about four hours of sound in 400 MB
-
-
 class MelReader:
-    """Clips as scaled log-mel (T,mels), no longer than `max_audio_s`; the most recent ones are kept, `cache_frames` frames of them.
+    """Clips as scaled log-mel (T,mels), no longer than `data.max_audio_s`; the most recent `data.cached_hours` of them are kept.
 
     Kept ones are in float16, so all are rounded to that: a clip is the same whether or not it was kept, and a resumed run reads the same.
     """
 
-    def __init__(self, config: ModelConfig, max_audio_s: float, cache_frames: int = CACHED_FRAMES) -> None:
+    def __init__(self, config: ModelConfig, data: DataConfig) -> None:
         self.log_mel = LogMel(config.audio)
-        self.max_audio_s, self.cache_frames = max_audio_s, cache_frames
+        self.max_audio_s, self.cache_frames = data.max_audio_s, int(data.cached_hours * 3600 * config.audio.mel_rate_hz)
         self._cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._cached_frames = 0
 
@@ -158,10 +155,10 @@ class SpeechExample:
 class SpeechDataset(ManifestDataset[SpeechExample]):
     """Rows {"audio", "text", "duration_s"?}."""
 
-    def __init__(self, rows: Manifests, config: ModelConfig, max_audio_s: float) -> None:
-        super().__init__(without_long_clips(rows, max_audio_s))
+    def __init__(self, rows: Manifests, config: ModelConfig, data: DataConfig) -> None:
+        super().__init__(without_long_clips(rows, data.max_audio_s))
         self.config = config
-        self._mel = MelReader(config, max_audio_s)
+        self._mel = MelReader(config, data)
 
     def _example(self, row: Row, source: Rows, number: int) -> SpeechExample:
         return SpeechExample(self._mel(source, row["audio"]), encode_characters(row["text"]), row["text"])
@@ -236,10 +233,10 @@ class TalkerExample:
 class TalkerDataset(ManifestDataset[TalkerExample]):
     """Rows {"audio", "text", "speaker"?, "duration_s"?}; a row without speaker is the first voice. Raises DataError for an unknown one."""
 
-    def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, max_audio_s: float) -> None:
-        super().__init__(without_long_clips(rows, max_audio_s))
+    def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, data: DataConfig) -> None:
+        super().__init__(without_long_clips(rows, data.max_audio_s))
         self.config, self.tokenizer = config, tokenizer
-        self._mel = MelReader(config, max_audio_s)
+        self._mel = MelReader(config, data)
         for index in range(len(self.rows)):
             row, source, number = self.rows[index]
             with _at(source, number):
@@ -270,10 +267,10 @@ class ConversationExample:
 class ConversationDataset(ManifestDataset[ConversationExample]):
     """Rows {"messages"}; pictures and clips are paths relative to the manifest. What does not fit the context is logged once a row."""
 
-    def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, max_audio_s: float) -> None:
+    def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, data: DataConfig) -> None:
         super().__init__(rows)
         self.config, self.tokenizer = config, tokenizer
-        self._mel = MelReader(config, max_audio_s)
+        self._mel = MelReader(config, data)
         self.cut: set[str] = set()  # file:line of the conversations seen so far that did not fit whole
 
     def _example(self, row: Row, source: Rows, number: int) -> ConversationExample:

@@ -4,19 +4,54 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import jiwer
+import numpy as np
 import torch
 from torch import Tensor
 
 from omni.characters import BLANK_ID, decode_characters
+from omni.data.split import normalised
+
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def _spelled(number: re.Match[str]) -> str:
+    n = int(number.group())
+    return _ONES[n] if n < 20 else _TENS[n // 10 - 2] + (f" {_ONES[n % 10]}" if n % 10 else "")
 
 
 def normalise(text: str) -> str:
-    """Lower case, letters, digits and apostrophes only, single spaces: what word error rates are computed on."""
-    return " ".join(re.sub(r"[^a-z0-9' ]+", " ", text.lower().replace("’", "'")).split())
+    """What error rates are computed on, of every recognizer alike: the split's `normalised` words after accents have gone and numbers
+    below 100 are spelled out, apostrophes inside words only. Larger numbers and abbreviations stay as they are written."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
+    words = normalised(re.sub(r"(?<!\w)\d{1,2}(?!\w)", _spelled, plain)).split()
+    return " ".join(stripped for word in words if (stripped := word.strip("'")))
 
 
 @dataclass
@@ -73,3 +108,17 @@ def bootstrap_interval(values: Sequence[float], *, rounds: int = 1000, seed: int
     generator = random.Random(seed)
     means = sorted(sum(generator.choices(values, k=len(values))) / len(values) for _ in range(rounds))
     return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
+
+
+def ratio_interval(
+    parts: Sequence[float], wholes: Sequence[float], groups: Sequence[Hashable], *, rounds: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of Σ parts / Σ wholes over items, drawn by whole groups: items of one group (takes of one sentence) are
+    not independent."""
+    order = {group: row for row, group in enumerate(dict.fromkeys(groups))}
+    sums = np.zeros((len(order), 2))
+    np.add.at(sums, [order[group] for group in groups], np.column_stack((parts, wholes)))
+    generator = np.random.default_rng(seed)
+    drawn = np.array([sums[generator.integers(0, len(sums), len(sums))].sum(0) for _ in range(rounds)])
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1].clip(min=1), (0.025, 0.975))
+    return float(low), float(high)

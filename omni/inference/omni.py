@@ -20,6 +20,7 @@ from omni.chat import MediaBudget, Message, render
 from omni.checkpoint import find_checkpoint, load_model
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.image import load_image, to_pixels, video_frames
+from omni.inference.ctc_beam import BeamSearch, ThinkerWords, segments
 from omni.inference.engine import Engine, Generation, Prompt, Stopped, TextEvent
 from omni.inference.sampling import Sampling
 from omni.inference.speech import Speaker, Speech, join
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CHECKPOINT = "checkpoints/omni-tiny"
 DESCRIBE, TRANSCRIBE = "Describe the picture.", "Write down what you hear."  # as the conversations in training ask
-DECODERS = ("ctc", "thinker")
+DECODERS = ("ctc", "ctc-beam", "thinker")
 WINDOW_S, OVERLAP_S = 20.0, 4.0  # of long recordings: windows overlap, and each answers for the part far from its ends
 GREEDY = Sampling()
 
@@ -96,6 +97,11 @@ class Omni:
     def speaker(self) -> Speaker:
         """The Talker at work."""
         return Speaker(self.model, self.tokenizer)
+
+    @cached_property
+    def beam_search(self) -> BeamSearch:
+        """CTC with the Thinker as language model."""
+        return BeamSearch(ThinkerWords(self.model.thinker, self.tokenizer))
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -234,36 +240,41 @@ class Omni:
         return self.ask(DESCRIBE, image=image, sampling=sampling).text
 
     def transcribe(self, audio: Sound, decoder: str = "ctc") -> str:
-        """What is said in a recording of any length: by the audio encoder's own CTC head ("ctc"), or by the Thinker, window by window."""
+        """What is said in a recording of any length: the likeliest path of the audio encoder's own CTC head ("ctc"), a beam search over
+        it with the Thinker as language model ("ctc-beam"), or the Thinker's answer when asked, window by window ("thinker")."""
         if decoder not in DECODERS:
             raise ConfigError(f"no decoder {decoder!r}; known: {', '.join(DECODERS)}")
         wave = self.waveform(audio)
         if decoder == "ctc":
-            return self._ctc(wave)
+            merged = torch.unique_consecutive(torch.cat([logits.argmax(-1) for logits in self._ctc_logits(wave)]))
+            return decode_characters(merged[merged != BLANK_ID].tolist())
         config = self.model.config
+        if decoder == "ctc-beam":
+            search = self.beam_search
+            log_probabilities = torch.cat([logits.float().log_softmax(-1) for logits in self._ctc_logits(wave)])
+            pieces = segments(log_probabilities, int(WINDOW_S * config.encoder_rate_hz) * config.audio_encoder.ctc_slots)
+            return " ".join(text for piece in pieces if (text := search(piece)[0].text.strip()))
         longest = config.max_audio_tokens * config.audio_encoder.downsample * config.audio.hop_samples
         parts = np.array_split(wave, -(-len(wave) // longest))  # of equal length: a short last one would have nothing to hear
         return " ".join(text for part in parts if (text := self.ask(TRANSCRIBE, audio=part).text.strip()))
 
     @torch.inference_mode()
-    def _ctc(self, wave: np.ndarray) -> str:
-        """Greedy CTC over windows that overlap; every frame is decided by the window in whose middle it lies."""
+    def _ctc_logits(self, wave: np.ndarray) -> Iterator[Tensor]:
+        """(slots, characters) on the CPU, piece by piece, from windows that overlap; every frame is decided by the window in whose middle
+        it lies."""
         encoder, config = self.model.audio_encoder, self.model.config
         frame = config.audio_encoder.downsample * config.audio.hop_samples  # samples of an encoder frame
         window = int(WINDOW_S * config.encoder_rate_hz)  # frames
         margin = int(OVERLAP_S / 2 * config.encoder_rate_hz)
-        path: list[Tensor] = []
         start = 0
         last = False
         while not last:
             last = (start + window) * frame >= len(wave)
             mel = self.log_mel(wave[start * frame : (start + window) * frame])
             states, _ = encoder(mel[None].to(self.device))
-            best = encoder.ctc_logits(states)[0].argmax(-1).cpu().unflatten(0, (-1, config.audio_encoder.ctc_slots))  # (frames, slots)
-            path.append(best[margin if start else 0 : None if last else window - margin])
+            logits = encoder.ctc_logits(states)[0].cpu().unflatten(0, (-1, config.audio_encoder.ctc_slots))  # (frames, slots, characters)
+            yield logits[margin if start else 0 : None if last else window - margin].flatten(0, 1)
             start += window - 2 * margin
-        merged = torch.unique_consecutive(torch.cat(path).flatten())
-        return decode_characters(merged[merged != BLANK_ID].tolist())
 
     # --- speaking
 

@@ -14,27 +14,9 @@ from omni.evaluation.metrics import ErrorRate, greedy_ctc
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import speech_splits
+from omni.training.augmentation import mask_mel, vary
 from omni.training.losses import ctc_nats
 from omni.training.stage import Context, Splits, Term
-
-MASK_FRAMES, MASK_BINS = 15, 20  # widest bands that SpecAugment hides: 150 ms, and about a sixth of the spectrum
-
-
-def mask_mel(mel: Tensor, lengths: Tensor, n_masks: int) -> Tensor:
-    """SpecAugment (Park et al. 2019, §2): in every clip `n_masks` random bands of time and as many of frequency become its mean.
-
-    mel (B,T,mels), lengths (B,)."""
-    batch, frames, bins = mel.shape
-
-    def bands(size: Tensor, widest: int, n: int) -> Tensor:
-        """(B,n), true inside the bands; `size` (B,) is where they may begin."""
-        width = torch.randint(0, widest + 1, (batch, n_masks, 1), device=mel.device)
-        start = (torch.rand(batch, n_masks, 1, device=mel.device) * size[:, None, None]).long()
-        index = torch.arange(n, device=mel.device)
-        return ((index >= start) & (index < start + width)).any(1)
-
-    hidden = bands(lengths, MASK_FRAMES, frames)[:, :, None] | bands(torch.full_like(lengths, bins), MASK_BINS, bins)[:, None]
-    return torch.where(hidden, mel.mean((1, 2), keepdim=True), mel)
 
 
 class AudioStage(OmniStage[SpeechBatch]):
@@ -51,11 +33,19 @@ class AudioStage(OmniStage[SpeechBatch]):
         return {"ctc": int(batch.target_lengths.sum())}
 
     def loss(self, model: OmniModel, batch: SpeechBatch, context: Context) -> dict[str, Term]:
-        if model.training and self.run.data.mel_masks:
-            batch = replace(batch, mel=mask_mel(batch.mel, batch.mel_lengths, self.run.data.mel_masks))
+        if model.training:
+            batch = self._augmented(batch)
         nats, _, _ = self._nats(model, batch)
         infeasible = Term((nats == 0).sum(), len(nats), weight=0.0)  # logged: clips whose text cannot fit teach nothing
         return {"ctc": Term(nats.sum(), int(batch.target_lengths.sum())), "infeasible": infeasible}
+
+    def _augmented(self, batch: SpeechBatch) -> SpeechBatch:
+        mel, lengths = batch.mel, batch.mel_lengths
+        if self.run.data.vary_speech:
+            mel, lengths = vary(mel, lengths, self.config.audio)
+        if self.run.data.mel_masks:
+            mel = mask_mel(mel, lengths, self.run.data.mel_masks)
+        return replace(batch, mel=mel, mel_lengths=lengths)
 
     def _nats(self, model: OmniModel, batch: SpeechBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of every clip (B,), with the logits (B,F·S,characters) and their lengths (B,)."""

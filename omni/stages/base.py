@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -20,8 +20,8 @@ class OmniStage(Stage[B]):
     """A stage whose model is an `OmniModel` of `needs` + `trains`. A component of `needs` must come from an `init_from` checkpoint and
     is not changed; one of `trains` starts from there if it can, else from random weights."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    trains: ClassVar[tuple[str, ...]] = ()
+    needs: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
@@ -45,7 +45,7 @@ class OmniStage(Stage[B]):
         """The run's model, with the section of every component that comes from a checkpoint as that checkpoint has it."""
         config = self.run.model
         for name, saved in self.sources.items():
-            if name in self.needs + self.trains:
+            if name in self.needs + self.trains and name in COMPONENTS:
                 if saved.config.audio != config.audio:
                     raise ConfigError(f"{saved.folder}: its mel front end (section audio) differs from this run's; use the same")
                 config = config.model_copy(update={name: getattr(saved.config, name)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +64,8 @@ def _splits(
 
 def speech_splits(run: RunConfig, config: ModelConfig) -> Splits[collate.SpeechBatch]:
     """{"audio", "text"}."""
-    return _splits(run, ("audio", "text"), lambda rows: SpeechDataset(rows, config, run.data.max_audio_s), collate.collate_speech)
+    splits = _splits(run, ("audio", "text"), lambda rows: SpeechDataset(rows, config, run.data), collate.collate_speech)
+    return replace(splits, length=lambda example: len(example.mel))
 
 
 def caption_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.CaptionBatch]:
@@ -73,16 +75,12 @@ def caption_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer)
 
 def talker_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.TalkerBatch]:
     """{"audio", "text", "speaker"?}."""
-    return _splits(
-        run, ("audio", "text"), lambda rows: TalkerDataset(rows, config, tokenizer, run.data.max_audio_s), collate.collate_talker
-    )
+    return _splits(run, ("audio", "text"), lambda rows: TalkerDataset(rows, config, tokenizer, run.data), collate.collate_talker)
 
 
 def conversation_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.ConversationBatch]:
     """{"messages"}."""
-    return _splits(
-        run, ("messages",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data.max_audio_s), collate.collate_conversations
-    )
+    return _splits(run, ("messages",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data), collate.collate_conversations)
 
 
 def encode_document(row: Row, tokenizer: BPETokenizer) -> list[int]:

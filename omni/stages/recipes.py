@@ -115,7 +115,7 @@ def run_pocket(preset: str, out_dir: Path, *, seed: int = 0, on_event: Callable[
 def assemble(sources: list[Path], out_dir: Path) -> None:
     """One self-contained model in `out_dir` from the components in `sources`; where several have one, the last wins."""
     saved = [load_model(find_checkpoint(folder)) for folder in sources]
-    owner = {name: source for source in saved for name in source.components}
+    owner = {name: source for source in saved for name in source.components if name in COMPONENTS}
     config = saved[0].config.model_copy(update={name: getattr(owner[name].config, name) for name in owner})
     model = OmniModel(config, tuple(owner))
     for name, source in owner.items():

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from omni.config import RunConfig
 from omni.data.collate import ConversationBatch
+from omni.errors import CheckpointError
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import conversation_splits
@@ -34,6 +36,14 @@ class SFTStage(OmniStage[ConversationBatch]):
     name = "sft"
     best_metric, best_mode = "exact", "max"
     trains = ("thinker", "vision_encoder", "audio_encoder", "projectors")
+
+    def __init__(self, run: RunConfig) -> None:
+        """Trains the Thinker with the encoders that `init_from` brings: text alone where there is none. (A medium without its encoder is an error.)"""
+        super().__init__(run)
+        if "thinker" not in self.sources:
+            raise CheckpointError("stage sft needs a trained thinker in init_from; train stage text before it")
+        encoders = tuple(name for name in ("vision_encoder", "audio_encoder") if name in self.sources)
+        self.trains = ("thinker", *encoders, *(("projectors",) if encoders else ()))
 
     def shard_units(self, model: OmniModel) -> list[nn.Module]:
         """The Thinker's blocks alone: a rank whose batch holds no picture or clip does not run that encoder, and others would wait for it."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from omni.data.collate import CaptionBatch
 from omni.evaluation.metrics import recall_at_1
@@ -19,33 +18,23 @@ from omni.stages.data import caption_splits
 from omni.training.losses import info_nce, next_token_loss
 from omni.training.stage import Context, Splits, Term
 
-EMBEDDING_SIZE = 128
-INITIAL_TEMPERATURE = 0.07
+
+def caption_vectors(model: OmniModel, batch: CaptionBatch) -> Tensor:
+    """Unit vectors (B,E) of the captions, from the states of the Thinker, which does not change."""
+    lengths = (batch.labels != -100).sum(1)
+    with torch.no_grad():
+        states = model.thinker.hidden_states(batch.input_ids, lengths=lengths)
+    return model.contrastive.text(states, lengths)
 
 
-class ContrastiveModel(nn.Module):
-    """The OmniModel and the two heads and temperature that only this stage needs."""
-
-    def __init__(self, omni: OmniModel) -> None:
-        super().__init__()
-        self.omni = omni
-        self.image_head = nn.Linear(omni.config.vision_encoder.d_model, EMBEDDING_SIZE, bias=False)
-        self.text_head = nn.Linear(omni.config.thinker.d_model, EMBEDDING_SIZE, bias=False)
-        self.log_scale = nn.Parameter(-torch.tensor(INITIAL_TEMPERATURE).log())
-
-    def forward(self, batch: CaptionBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit vectors of pictures and captions, each (B,E), and the patch grid (B,P,d)."""
-        cls, grid = self.omni.vision_encoder(batch.pixels)
-        states = self.omni.thinker.hidden_states(batch.input_ids)
-        last = (batch.labels != -100).sum(1) - 1  # the caption's last token
-        text = states[torch.arange(len(states), device=states.device), last]
-        return F.normalize(self.image_head(cls[:, 0]).float(), dim=-1), F.normalize(self.text_head(text).float(), dim=-1), grid
-
-    def caption_states(self, grid: Tensor, input_ids: Tensor) -> Tensor:
-        """The Thinker's states (B,T,d) over the caption, with the projected patches before it."""
-        patches = self.omni.projectors["image"](grid)
-        tokens = self.omni.thinker.tok_emb(input_ids)
-        return self.omni.thinker.hidden_states(embeddings=torch.cat((patches.to(tokens.dtype), tokens), dim=1))[:, patches.shape[1] :]
+def caption_states(model: OmniModel, grid: Tensor, input_ids: Tensor) -> Tensor:
+    """The Thinker's states (B,T,d) over the captions, with the projected patches before them: all of `grid` (B,P,d), or their
+    `pooled_size`² means where the Thinker is to see these."""
+    if model.config.vision_encoder.image_tokens == "pooled":
+        grid = model.vision_encoder.pooled(grid)
+    patches = model.projectors["image"](grid)
+    tokens = model.thinker.tok_emb(input_ids)
+    return model.thinker.hidden_states(embeddings=torch.cat((patches.to(tokens.dtype), tokens), dim=1))[:, patches.shape[1] :]
 
 
 class VisionStage(OmniStage[CaptionBatch]):
@@ -54,14 +43,7 @@ class VisionStage(OmniStage[CaptionBatch]):
     name = "vision"
     best_metric, best_mode = "caption_loss", "min"
     needs = ("thinker",)
-    trains = ("vision_encoder", "projectors")
-
-    def build_model(self) -> nn.Module:
-        return ContrastiveModel(self.build_omni())
-
-    def omni_of(self, model: nn.Module) -> OmniModel:
-        assert isinstance(model, ContrastiveModel)
-        return model.omni
+    trains = ("vision_encoder", "projectors", "contrastive")
 
     def build_data(self) -> Splits[CaptionBatch]:
         return caption_splits(self.run, self.config, self.require_tokenizer())
@@ -69,32 +51,32 @@ class VisionStage(OmniStage[CaptionBatch]):
     def counts(self, batch: CaptionBatch) -> dict[str, int]:
         return {"contrastive": len(batch.pixels), "caption": int((batch.labels != -100).sum())}
 
-    def statistics(self, model: nn.Module, batch: CaptionBatch) -> dict[str, Tensor]:
-        images, texts, _ = model(batch)
-        return {"images": images, "texts": texts}
+    def statistics(self, model: OmniModel, batch: CaptionBatch) -> dict[str, Tensor] | None:
+        """The unit vectors of all pictures and captions, unless this micro-batch holds them all."""
+        if len(batch.pixels) == self.run.train.batch_size:
+            return None
+        return {"images": model.contrastive.image(model.vision_encoder(batch.pixels)[0]), "texts": caption_vectors(model, batch)}
 
-    def loss(self, model: nn.Module, batch: CaptionBatch, context: Context) -> dict[str, Term]:
-        assert isinstance(model, ContrastiveModel)
-        images, texts, grid = model(batch)
-        hidden = model.caption_states(grid, batch.input_ids)
+    def loss(self, model: OmniModel, batch: CaptionBatch, context: Context) -> dict[str, Term]:
+        cls, grid = model.vision_encoder(batch.pixels)
+        images, texts = model.contrastive.image(cls), caption_vectors(model, batch)
         return {
-            "contrastive": info_nce(images, texts, model.log_scale, context),
-            "caption": next_token_loss(hidden, model.omni.thinker.lm_head.weight, batch.labels),
+            "contrastive": info_nce(images, texts, model.contrastive.log_scale, context),
+            "caption": next_token_loss(caption_states(model, grid, batch.input_ids), model.thinker.lm_head.weight, batch.labels),
         }
 
-    def evaluate(self, model: nn.Module, batches: Iterable[CaptionBatch]) -> dict[str, float]:
+    def evaluate(self, model: OmniModel, batches: Iterable[CaptionBatch]) -> dict[str, float]:
         """Retrieval R@1 both ways over all validation pairs (identical captions count as one), and the caption loss."""
-        assert isinstance(model, ContrastiveModel)
         images: list[Tensor] = []
         texts: list[Tensor] = []
         captions: list[str] = []
         total, count = 0.0, 0
         for batch in batches:
-            image, text, grid = model(batch)
-            term = next_token_loss(model.caption_states(grid, batch.input_ids), model.omni.thinker.lm_head.weight, batch.labels)
+            cls, grid = model.vision_encoder(batch.pixels)
+            term = next_token_loss(caption_states(model, grid, batch.input_ids), model.thinker.lm_head.weight, batch.labels)
             total, count = total + float(term.sum), count + int(term.count)
-            images.append(image.cpu())
-            texts.append(text.cpu())
+            images.append(model.contrastive.image(cls).cpu())
+            texts.append(caption_vectors(model, batch).cpu())
             captions.extend(batch.texts)
         similarity = torch.cat(images) @ torch.cat(texts).T
         return {

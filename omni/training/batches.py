@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from omni.errors import DataError
-from omni.training.stage import Examples
+from omni.training.stage import Examples, Splits
 
 B = TypeVar("B")
 
@@ -63,8 +63,7 @@ class Prefetcher(Generic[B]):
 
     def __init__(
         self,
-        data: Examples,
-        collate: Callable[[list[Any]], B],
+        splits: Splits[B],
         order: EpochOrder,
         *,
         position: int,
@@ -74,7 +73,7 @@ class Prefetcher(Generic[B]):
         world_size: int = 1,
         ahead: int = 2,
     ) -> None:
-        self._data, self._collate, self._order = data, collate, order
+        self._splits, self._order = splits, order
         self._position, self._batch_size, self._micro = position, batch_size, micro_batch_size
         self._rank, self._own = rank, batch_size // world_size
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
@@ -88,8 +87,11 @@ class Prefetcher(Generic[B]):
 
     def _read(self, position: int) -> Share[B]:
         start = position + self._rank * self._own
-        pieces = [range(at, min(at + self._micro, start + self._own)) for at in range(start, start + self._own, self._micro)]
-        return Share([self._collate(read_examples(self._data, self._order, piece)) for piece in pieces], [len(piece) for piece in pieces])
+        examples = read_examples(self._splits.train, self._order, range(start, start + self._own))
+        if self._splits.length is not None:
+            examples.sort(key=self._splits.length)
+        pieces = [examples[at : at + self._micro] for at in range(0, self._own, self._micro)]
+        return Share([self._splits.collate(piece) for piece in pieces], [len(piece) for piece in pieces])
 
     def __next__(self) -> Share[B]:
         share = self._pending.popleft().result()

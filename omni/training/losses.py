@@ -76,7 +76,7 @@ def info_nce(a: Tensor, b: Tensor, log_scale: Tensor, context: Context, names: t
     `context.statistics[names]` (N,E) are the vectors of all micro-batches and ranks. Each micro-batch computes the whole loss with its
     own rows alive and the others constant, so that the gradients of the micro-batches add up to that of the global batch (GradCache,
     Gao et al. 2021). Those of the temperature would add up to N/n times too much; they are scaled by this micro-batch's share n/N. So
-    is the value.
+    is the value. Without statistics the micro-batch is the global batch.
     """
     whole_a, whole_b = (_with_own_rows(context, name, x) for name, x in zip(names, (a, b), strict=True))
     share = len(a) / len(whole_a)
@@ -91,6 +91,8 @@ def info_nce(a: Tensor, b: Tensor, log_scale: Tensor, context: Context, names: t
 
 def _with_own_rows(context: Context, name: str, own: Tensor) -> Tensor:
     """The global statistics with this micro-batch's rows replaced by `own`, which carry gradient."""
+    if name not in context.statistics:
+        return own
     whole, at = context.statistics[name].to(own.dtype), context.offsets[name]
     return torch.cat((whole[:at], own, whole[at + len(own) :]))
 

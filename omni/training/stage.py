@@ -67,11 +67,13 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Splits(Generic[B_co]):
-    """`collate` turns a list of examples into a batch with `.to(device)`. `validation` may be empty: then nothing is the best."""
+    """`collate` turns a list of examples into a batch with `.to(device)`. `validation` may be empty: then nothing is the best. With `length`,
+    the examples of an update are put in that order before they are cut into micro-batches, so that little of these is padding."""
 
     train: Examples
     validation: Examples
     collate: Callable[[list[Any]], B_co]
+    length: Callable[[Any], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -222,8 +222,7 @@ class Trainer(Generic[B]):
             if progress.step and self._evaluation_due() and progress.evaluated_step < progress.step:
                 self._evaluate()  # the run was interrupted between saving and evaluating
             reader = Prefetcher(
-                self.splits.train,
-                self.splits.collate,
+                self.splits,
                 self.order,
                 position=progress.position,
                 batch_size=config.batch_size,

@@ -10,7 +10,7 @@ import torch
 
 from omni.audio import SILENCE, LogMel, load_audio
 from omni.characters import PAD_ID, decode_characters, encode_characters
-from omni.config import model_config
+from omni.config import DataConfig, model_config
 from omni.data.collate import IGNORE, collate_captions, collate_conversations, collate_speech, collate_talker, collate_text
 from omni.data.datasets import CaptionDataset, ConversationDataset, MelReader, SpeechDataset, TalkerDataset, slots_needed
 from omni.data.manifests import Manifests, open_rows
@@ -30,7 +30,7 @@ def rows_of(source: str, *required: str) -> Manifests:
 
 
 def speech(folder, rows: list[dict], max_audio_s: float = 15.0) -> SpeechDataset:
-    return SpeechDataset(rows_of(folder.jsonl("speech.jsonl", rows), "audio", "text"), CONFIG, max_audio_s)
+    return SpeechDataset(rows_of(folder.jsonl("speech.jsonl", rows), "audio", "text"), CONFIG, DataConfig(max_audio_s=max_audio_s))
 
 
 def spoil(path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_speech_batch_holds_each_clip_as_it_is_alone(folder):
 
 def test_a_clip_is_the_same_whether_or_not_it_was_kept(folder):
     source = open_rows(folder.jsonl("m.jsonl", [{"audio": folder.clip(f"{i}.wav", seed=i), "text": "x"} for i in range(4)]), ("audio",))
-    kept, not_kept = MelReader(CONFIG, 15.0), MelReader(CONFIG, 15.0, cache_frames=60)  # one clip is 50 frames
+    kept, not_kept = MelReader(CONFIG, DataConfig()), MelReader(CONFIG, DataConfig(cached_hours=0.6 / 3600))  # one clip is half a second
     for name in ("0.wav", "1.wav", "0.wav", "0.wav", "2.wav", "3.wav", "1.wav"):
         assert torch.equal(kept(source, name), not_kept(source, name))
     assert len(kept._cache) == 4 and len(not_kept._cache) == 1
@@ -149,7 +149,7 @@ def test_an_unreadable_picture_or_endless_caption_stops_with_file_and_line(folde
 
 
 def talker(folder, tokenizer, rows: list[dict]) -> TalkerDataset:
-    return TalkerDataset(rows_of(folder.jsonl("m.jsonl", rows), "audio", "text"), CONFIG, tokenizer, 15.0)
+    return TalkerDataset(rows_of(folder.jsonl("m.jsonl", rows), "audio", "text"), CONFIG, tokenizer, DataConfig())
 
 
 def test_every_character_knows_the_token_that_spells_it(folder, tokenizer):
@@ -203,7 +203,7 @@ def test_an_unknown_speaker_is_found_before_training_and_none_is_the_first_voice
 
 def conversations(folder, tokenizer, rows: list[list[dict]]) -> ConversationDataset:
     return ConversationDataset(
-        rows_of(folder.jsonl("m.jsonl", [{"messages": messages} for messages in rows]), "messages"), CONFIG, tokenizer, 15.0
+        rows_of(folder.jsonl("m.jsonl", [{"messages": messages} for messages in rows]), "messages"), CONFIG, tokenizer, DataConfig()
     )
 
 
@@ -297,7 +297,7 @@ def test_media_embedded_in_a_data_set_are_read_like_files(folder, tokenizer):
     datasets.Dataset.from_list([row]).save_to_disk(folder.root / "set")
     files = rows_of(folder.jsonl("m.jsonl", [{"audio": "a.wav", "image": "p.png", "text": "a", "caption": "a"}]), "audio", "image")
     embedded = rows_of(str(folder.root / "set"), "audio", "image")
-    assert torch.equal(SpeechDataset(files, CONFIG, 15.0)[0].mel, SpeechDataset(embedded, CONFIG, 15.0)[0].mel)
+    assert torch.equal(SpeechDataset(files, CONFIG, DataConfig())[0].mel, SpeechDataset(embedded, CONFIG, DataConfig())[0].mel)
     assert torch.equal(CaptionDataset(files, CONFIG, tokenizer)[0].pixels, CaptionDataset(embedded, CONFIG, tokenizer)[0].pixels)
 
 
@@ -305,7 +305,7 @@ def test_spoilt_embedded_media_stop_with_their_row(folder):
     datasets.disable_progress_bars()
     datasets.Dataset.from_list([{"audio": {"bytes": b"no sound", "path": "a.wav"}, "text": "a"}]).save_to_disk(folder.root / "set")
     with pytest.raises(DataError, match=rf"^{folder.root}/set:1: a.wav: not a readable audio file"):
-        SpeechDataset(rows_of(str(folder.root / "set"), "audio", "text"), CONFIG, 15.0)[0]
+        SpeechDataset(rows_of(str(folder.root / "set"), "audio", "text"), CONFIG, DataConfig())[0]
 
 
 def test_a_text_batch_predicts_each_next_id():

@@ -220,7 +220,7 @@ def test_transcribe_by_the_thinker(run, omni, media):
     assert (code, out) == (0, omni.transcribe(media / "short.wav", "thinker") + "\n")
     code, _, err = run("transcribe", media / "short.wav", media / "long.wav", "--decoder", "magic")
     assert code == 1
-    assert error_line(err) == "error: no decoder 'magic'; known: ctc, thinker"
+    assert error_line(err) == "error: no decoder 'magic'; known: ctc, ctc-beam, thinker"
     assert err.count("magic") == 1
 
 

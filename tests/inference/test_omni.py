@@ -195,5 +195,5 @@ def test_the_thinker_transcribes_window_by_window(omni, monkeypatch):
 
 
 def test_an_unknown_decoder_is_named(omni):
-    with pytest.raises(ConfigError, match="no decoder 'magic'; known: ctc, thinker"):
+    with pytest.raises(ConfigError, match="no decoder 'magic'; known: ctc, ctc-beam, thinker"):
         omni.transcribe(noise(0.1), "magic")

@@ -9,6 +9,7 @@ import pytest
 
 from omni.errors import DataError
 from omni.training.batches import EpochOrder, Prefetcher
+from omni.training.stage import Splits
 
 
 class Numbers:
@@ -29,7 +30,7 @@ class Numbers:
 
 def read(n_batches: int, **options: Any) -> list[list[list[tuple[int, int]]]]:
     settings = {"position": 0, "batch_size": 6, "micro_batch_size": 2, "rank": 0, "world_size": 1} | options
-    reader = Prefetcher(Numbers(10), list, EpochOrder(10, seed=3), **settings)
+    reader = Prefetcher(Splits(Numbers(10), Numbers(0), list), EpochOrder(10, seed=3), **settings)
     try:
         return [next(reader).micro_batches for _ in range(n_batches)]
     finally:
@@ -72,7 +73,7 @@ def test_no_examples_is_an_error_and_so_is_a_bad_one_where_it_is_due() -> None:
             raise DataError("clip.wav: unreadable")
 
     before = threading.active_count()
-    reader = Prefetcher(Bad(4), list, EpochOrder(4, seed=0), position=0, batch_size=2, micro_batch_size=2)
+    reader = Prefetcher(Splits(Bad(4), Bad(0), list), EpochOrder(4, seed=0), position=0, batch_size=2, micro_batch_size=2)
     with pytest.raises(DataError, match=r"clip\.wav"):
         next(reader)
     reader.close()

@@ -1,0 +1,155 @@
+"""The data of the recipe `release`: real text, speech and pictures from the data folder (layout of `muomni data get`), with the one split.
+
+    text      dialogues.dev; 5 % of the stories, by their text; the novel HELD_OUT_NOVEL          are held out, whole documents
+    speech    10 % of the sentences, by their text, and every sentence that a held-out document holds
+    pictures  NLVR `hidden`; 10 % of the drawings, by their name
+
+Both sides follow from the rules in this file alone, so no list is kept: a sentence is on one side in every voice and every stage.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omni.data.split import held_out, normalised
+from omni.errors import DataError
+
+Row = dict[str, Any]
+
+HELD_OUT_NOVEL = "Ward_Milly_1881"
+HELD_OUT_STORIES = 0.05
+HELD_OUT_SENTENCES = 0.10
+HELD_OUT_DRAWINGS = 0.10
+DOCUMENT_CHARACTERS = 4_000  # novels are cut at paragraphs into documents of about this length
+READERS = ("kathleen", "lj", "heart")
+DRAWINGS = ("emoji", "clipart")
+SPEAKABLE = re.compile(r"[A-Z][A-Za-z',;:? -]*[a-z][.?!]")  # a plain sentence: nothing that is read otherwise than it is spelled
+SPEAKABLE_WORDS = range(3, 21)
+ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|etc|vs|Ave|Rd|Blvd)\b")
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The rows of a JSONL file, gzipped or not. Raises DataError that says how to get the file, or names the line that is wrong."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: not JSON: {error.msg}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}); fetch it with: muomni data get") from None
+
+
+# --- text
+
+
+def text_documents(data: Path, *, held_out: bool) -> Iterator[Row]:
+    """Rows {"source", "messages"} of dialogues and {"source", "text"} of stories and novels, of one side of the split."""
+    for row in read_jsonl(data / f"text/dialogues.{'dev' if held_out else 'train'}.jsonl.gz"):
+        yield {"source": "dialogues", "messages": row["messages"]}
+    for row in read_jsonl(data / "text/stories.jsonl"):
+        text = row["text"].replace("##", "").strip()
+        if _is_held_out_story(text) == held_out:
+            yield {"source": "stories", "text": f"{row['title']}\n{text}"}
+    for novel in _novels(data):
+        if (novel.stem == HELD_OUT_NOVEL) == held_out:
+            for document in _documents(novel.read_text(encoding="utf-8-sig")):
+                yield {"source": "novels", "text": document}
+
+
+def _is_held_out_story(text: str) -> bool:
+    return held_out(text, HELD_OUT_STORIES)
+
+
+def _novels(data: Path) -> list[Path]:
+    novels = sorted((data / "text/novels").glob("*.txt"))
+    if not novels:
+        raise DataError(f"{data}/text/novels: no novel there; fetch them with: muomni data get novels")
+    return novels
+
+
+def _documents(novel: str) -> Iterator[str]:
+    """Whole paragraphs, lines joined, until a document is long enough."""
+    paragraphs: list[str] = []
+    for paragraph in re.split(r"\n\s*\n", novel):
+        joined = " ".join(paragraph.split())
+        if joined:
+            paragraphs.append(joined)
+        if sum(map(len, paragraphs)) > DOCUMENT_CHARACTERS:
+            yield "\n".join(paragraphs)
+            paragraphs = []
+    if paragraphs:
+        yield "\n".join(paragraphs)
+
+
+def passages(row: Row) -> list[str]:
+    """The texts of a document: a dialogue's turns, or the whole."""
+    return [message["content"] for message in row["messages"]] if "messages" in row else [row["text"]]
+
+
+def sentences(row: Row) -> Iterator[str]:
+    """The sentences of a document."""
+    for passage in passages(row):
+        yield from (s for line in passage.splitlines() for s in re.split(r"(?<=[.?!])[\"”’]?\s+", line.strip()) if s)
+
+
+def speakable(sentence: str) -> bool:
+    """Whether a synthesizer will say `sentence` as it is spelled: 3 to 20 plain words, no numbers, no abbreviations."""
+    return bool(SPEAKABLE.fullmatch(sentence)) and len(sentence.split()) in SPEAKABLE_WORDS and not ABBREVIATION.search(sentence)
+
+
+# --- speech
+
+
+@cache
+def _reserved(data: Path) -> frozenset[str]:
+    """Every sentence of the held-out documents, normalised."""
+    return frozenset(normalised(s) for row in text_documents(data, held_out=True) for s in sentences(row))
+
+
+def sentence_held_out(data: Path, text: str) -> bool:
+    """Whether no clip of `text` may be trained on."""
+    return held_out(text, HELD_OUT_SENTENCES) or normalised(text) in _reserved(data)
+
+
+def speech_rows(data: Path, *, held_out: bool, readers: tuple[str, ...] = READERS) -> Iterator[Row]:
+    """Rows {"audio": absolute path, "text", "speaker", "sentence_id", "duration_s"} of the recorded and the teacher's speech."""
+    for reader in readers:
+        for row in read_jsonl(data / f"speech/{reader}.jsonl"):
+            if sentence_held_out(data, row["text"]) == held_out:
+                kept = {name: row[name] for name in ("text", "speaker", "sentence_id", "duration_s")}
+                yield {"audio": str((data / "speech" / row["audio"]).resolve()), **kept}
+
+
+def spoken_texts(data: Path, *, held_out: bool) -> list[str]:
+    """Different sentences for synthesizers to say, in order of appearance; none is read by the real readers of ARCTIC and LJ."""
+    read = {normalised(row["text"]) for reader in ("kathleen", "lj") for row in read_jsonl(data / f"speech/{reader}.jsonl")}
+    found: dict[str, str] = {}
+    for row in text_documents(data, held_out=held_out):
+        for sentence in sentences(row):
+            key = normalised(sentence)
+            if key not in found and key not in read and speakable(sentence) and sentence_held_out(data, sentence) == held_out:
+                found[key] = sentence
+    return list(found.values())
+
+
+# --- pictures
+
+
+def drawing_rows(data: Path, *, held_out: bool) -> Iterator[Row]:
+    """Rows {"image": absolute path, "caption", "name"} of emoji and clip art; one name is on one side in every set."""
+    for drawings in DRAWINGS:
+        for row in read_jsonl(data / f"images/{drawings}.jsonl"):
+            if _is_held_out_drawing(row["name"]) == held_out:
+                yield {**row, "image": str((data / "images" / row["image"]).resolve())}
+
+
+def _is_held_out_drawing(name: str) -> bool:
+    return held_out(name, HELD_OUT_DRAWINGS)

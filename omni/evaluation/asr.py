@@ -1,0 +1,249 @@
+"""How well a model hears: word and character error rates on held-out speech, each set by itself, beside Whisper's on the same clips.
+
+The sets are real readers (kathleen, lj), the synthetic teacher (heart) and synthetic voices (voice-…). `lj_all` is every clip of LJ, training
+side too: it says something only of a checkpoint that was trained without LJ, and is left out unless the caller asks for it.
+
+B batch  F encoder frames"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from omni.audio import SILENCE
+from omni.characters import encode_characters
+from omni.data.manifests import open_rows
+from omni.data.release import READERS, speech_rows
+from omni.errors import DataError
+from omni.evaluation.judge import WHISPER_TINY, judge_hears
+from omni.evaluation.metrics import ErrorRate, greedy_ctc, normalise, ratio_interval
+from omni.inference.ctc_beam import BeamSearch, ThinkerWords
+from omni.inference.omni import Omni
+
+log = logging.getLogger(__name__)
+
+BATCH = 16
+VOICES = Path("evaluation_data/voices/manifest.jsonl")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A file and what is said in it; takes of one sentence share their `sentence`."""
+
+    audio: Path
+    text: str
+    sentence: str
+
+
+Sets = dict[str, list[Clip]]
+
+
+def speech_sets(data: Path, *, unseen_lj: bool = False) -> Sets:
+    """The held-out sentences of every reader in the data folder, and with `unseen_lj` all of LJ. Raises DataError for a missing folder."""
+    if not data.is_dir():
+        raise DataError(f"{data}: no such data folder; fetch it with: muomni data get")
+
+    def clips(reader: str, *sides: bool) -> list[Clip]:
+        rows = itertools.chain.from_iterable(speech_rows(data, held_out=side, readers=(reader,)) for side in sides)
+        return [Clip(Path(row["audio"]), row["text"], row["sentence_id"]) for row in rows]
+
+    sets = {reader: clips(reader, True) for reader in READERS}
+    return sets | ({"lj_all": clips("lj", True, False)} if unseen_lj else {})
+
+
+def voice_sets(manifest: Path) -> Sets:
+    """A set for every voice of a manifest {"audio", "text", "speaker", "engine"}. Raises DataError for a missing one."""
+    sets: Sets = defaultdict(list)
+    rows = open_rows(str(manifest), ("audio", "text", "speaker", "engine"))
+    for row in rows:
+        sets[f"voice-{row['engine']}-{row['speaker']}"].append(Clip(rows.path(row["audio"]), row["text"], row["text"]))
+    return dict(sorted(sets.items()))
+
+
+def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:
+    """At most `limit` of them, evenly spread."""
+    n = len(clips) if limit is None else min(limit, len(clips))
+    return [clips[i * len(clips) // n] for i in range(n)]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Error rates with 95 % bootstrap intervals over sentences."""
+
+    wer: float
+    wer_95: tuple[float, float]
+    cer: float
+    cer_95: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """One set. `infeasible`: clips with fewer character slots than their text needs. `real_time_factor` and `beam_real_time_factor`: seconds
+    of sound per second of work; the first from files to text, greedily in batches, the second the search alone, clip by clip."""
+
+    items: int
+    hours: float
+    words: int
+    infeasible: int
+    real_time_factor: float
+    greedy: Rates
+    beam_real_time_factor: float | None = None
+    beam: Rates | None = None
+
+
+def rates(clips: Sequence[Clip], heard: Sequence[str]) -> Rates:
+    """Of what was heard in `clips`."""
+    each = []
+    for clip, text in zip(clips, heard, strict=True):
+        each.append(ErrorRate())
+        each[-1].add(clip.text, text)
+    sentences = [clip.sentence for clip in clips]
+
+    def measure(errors: list[int], lengths: list[int]) -> tuple[float, tuple[float, float]]:
+        low, high = ratio_interval(errors, lengths, sentences)
+        return round(sum(errors) / max(sum(lengths), 1), 4), (round(low, 4), round(high, 4))
+
+    wer, wer_95 = measure([e.word_errors for e in each], [e.words for e in each])
+    cer, cer_95 = measure([e.character_errors for e in each], [e.characters for e in each])
+    return Rates(wer, wer_95, cer, cer_95)
+
+
+def slots_needed(text: str) -> int:
+    """Slots that CTC needs to spell `text`: one a character, and a blank between equal neighbours."""
+    ids = encode_characters(text)
+    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Of every clip: log-probabilities (slots, characters) on the CPU, and the greedy text; seconds of sound, and of work."""
+
+    log_probabilities: list[Tensor]
+    texts: list[str]
+    audio_s: float
+    wall_s: float
+
+
+@torch.inference_mode()
+def _hear(omni: Omni, clips: Sequence[Clip]) -> _Heard:
+    """Files are decoded by several threads; clips of about one size share a batch."""
+    encoder, config = omni.model.audio_encoder, omni.model.config
+    start, frames = time.perf_counter(), 0
+    found: dict[int, tuple[Tensor, str]] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        order = sorted(range(len(clips)), key=lambda i: _size(clips[i].audio))
+        for at in range(0, len(order), BATCH):
+            batch = order[at : at + BATCH]
+            mels = list(pool.map(omni.log_mel, [clips[i].audio for i in batch]))
+            mel_lengths = torch.tensor([len(mel) for mel in mels], device=omni.device)
+            states, lengths = encoder(pad_sequence(mels, batch_first=True, padding_value=SILENCE).to(omni.device), mel_lengths)  # (B,F,d)
+            logits, slots = encoder.ctc_logits(states), lengths * config.audio_encoder.ctc_slots
+            log_probabilities = logits.float().log_softmax(-1).cpu()
+            for i, row, n, text in zip(batch, log_probabilities, slots.tolist(), greedy_ctc(logits, slots), strict=True):
+                found[i] = row[:n].clone(), text
+            frames += sum(map(len, mels))
+    wall_s = time.perf_counter() - start
+    results = [found[i] for i in range(len(clips))]
+    return _Heard([r[0] for r in results], [r[1] for r in results], frames / config.audio.mel_rate_hz, wall_s)
+
+
+def _size(path: Path) -> int:
+    """Of a file; that it is missing is for its reader to say."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None) -> Hearing:
+    """Error rates of greedy decoding, and of `search` if there is one. Raises DataError for no clip and for one that cannot be read."""
+    if not clips:
+        raise DataError("there is no clip to hear in the set")
+    heard = _hear(omni, clips)
+    beam, beam_pace = None, None
+    if search is not None:
+        start = time.perf_counter()
+        texts = [search(x)[0].text for x in heard.log_probabilities]
+        beam, beam_pace = rates(clips, texts), round(heard.audio_s / (time.perf_counter() - start), 1)
+    return Hearing(
+        items=len(clips),
+        hours=round(heard.audio_s / 3600, 4),
+        words=sum(len(normalise(clip.text).split()) for clip in clips),
+        infeasible=sum(slots_needed(c.text) > len(x) for c, x in zip(clips, heard.log_probabilities, strict=True)),
+        real_time_factor=round(heard.audio_s / heard.wall_s, 1),
+        greedy=rates(clips, heard.texts),
+        beam_real_time_factor=beam_pace,
+        beam=beam,
+    )
+
+
+def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[str, Any]:
+    """The suite's result over `sets`. The beam is left out for a checkpoint without a Thinker. `judge`: environment of the recognizer whose
+    rates become the ceilings. Raises DataError for no set or an empty one."""
+    empty = [name for name, clips in sets.items() if not clips]
+    if empty or not sets:
+        raise DataError(f"nothing to hear: {'no set' if not sets else 'no clip in ' + ', '.join(empty)}")
+    search = omni.beam_search if "thinker" in omni.model.components else None
+    metrics, ceilings = {}, {}
+    for name, clips in sets.items():
+        metrics[name] = {key: value for key, value in asdict(evaluate_set(omni, clips, search)).items() if value is not None}
+        if judge is not None:
+            ceilings[name] = asdict(rates(clips, judge_hears(judge, [clip.audio for clip in clips])))
+        log.info("%s: WER %.4f of %d clips", name, metrics[name]["greedy"]["wer"], len(clips))
+    return {
+        "suite": "asr",
+        "checkpoint": str(omni.folder),
+        "items": sum(map(len, sets.values())),
+        "metrics": metrics,
+        "baselines": {},
+        "ceilings": {WHISPER_TINY: ceilings} if ceilings else {},
+    }
+
+
+def asr_suite(
+    omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, unseen_lj: bool = False, voices: Path = VOICES
+) -> dict[str, Any]:
+    """Every set of the data folder, and the committed voices if their manifest is there; `limit` clips of each."""
+    sets = speech_sets(data, unseen_lj=unseen_lj)
+    if voices.is_file():
+        sets |= voice_sets(voices)
+    else:
+        log.warning("%s: not there, so the synthetic voices are left out", voices)
+    return evaluate_asr(omni, {name: spread(clips, limit) for name, clips in sets.items()}, judge=judge)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Weights of the beam search and the WER that they give."""
+
+    wer: float
+    alpha: float
+    beta: float
+
+
+def tune(
+    omni: Omni,
+    clips: Sequence[Clip],
+    alphas: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    betas: Sequence[float] = (0.0, 1.0, 2.0),
+) -> list[Tuned]:
+    """Every pair of weights, the best first. `clips` should be the validation clips of training: the encoder is too sure of clips that it was
+    trained on, and the final figures need clips that chose nothing."""
+    heard = _hear(omni, clips)
+    words = ThinkerWords(omni.model.thinker, omni.tokenizer)
+    found = []
+    for alpha, beta in itertools.product(alphas, betas):
+        search, errors = BeamSearch(words, alpha=alpha, beta=beta), ErrorRate()
+        for clip, log_probabilities in zip(clips, heard.log_probabilities, strict=True):
+            errors.add(clip.text, search(log_probabilities)[0].text)
+        found.append(Tuned(errors.wer, alpha, beta))
+    return sorted(found, key=lambda t: (t.wer, t.alpha, t.beta))

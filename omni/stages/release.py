@@ -1,0 +1,171 @@
+"""The recipe `release`: the stages on real and generated data, whose weights ship in `checkpoints/`.
+
+    muomni train release --stage text;  … --stage chat;  … --stage audio;  … --stage vision
+
+`release_run` writes the manifests of a stage from the data folder (`muomni data get`), the generated world and the synthetic voices
+(`muomni data voices`), and says how it trains.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omni.config import RunConfig, parse
+from omni.data import release
+from omni.data.split import held_out
+from omni.data.worlds.pocket import World, generate_pocket
+from omni.data.worlds.voices import TRAINING_CLIPS
+from omni.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+PRESET = "tiny"
+VALIDATION = 0.02  # of the training side, by text: what training itself looks at; the held-out side is for `muomni eval` alone
+
+
+@dataclass(frozen=True)
+class Folders:
+    """`data` holds what was fetched; `work` what the recipe makes: world/, voices/, data/ (manifests) and a run folder per stage."""
+
+    data: Path
+    work: Path
+
+    @property
+    def world(self) -> World:
+        """The generated world, made when it is not there."""
+        return generate_pocket(self.work / "world", PRESET)
+
+    def manifest(self, name: str) -> Path:
+        """A manifest that the recipe writes."""
+        return self.work / "data" / f"{name}.jsonl"
+
+
+@dataclass(frozen=True)
+class ReleaseStage:
+    """A step of the recipe: the trainer's stage, what makes its rows, which steps it starts from, and its settings."""
+
+    stage: str
+    rows: Callable[[Folders], Iterable[Row]]
+    train: dict[str, Any]
+    init_from: tuple[str, ...] = ()
+    world: tuple[str, ...] = ()  # manifests of the world to read as well
+    data: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+def _documents(folders: Folders) -> Iterable[Row]:
+    return release.text_documents(folders.data, held_out=False)
+
+
+TURNS, TURNS_BETWEEN = 12, 8  # long dialogues are cut into windows of so many messages that fit the context
+
+
+def _dialogues(folders: Folders) -> Iterable[Row]:
+    for row in _documents(folders):
+        if "messages" in row:
+            messages = row["messages"]
+            for start in range(0, max(1, len(messages) - TURNS + TURNS_BETWEEN), TURNS_BETWEEN):
+                yield row | {"messages": messages[start : start + TURNS]}
+
+
+REPEATED = {"kathleen": 3, "heart": 1}  # recordings are few: how often an epoch holds them; LJ is left for measuring an unseen speaker
+WORLD_SHARE = 6  # one of so many clips of the generated world
+
+
+def _clips(folders: Folders) -> Iterable[Row]:
+    for reader, times in REPEATED.items():
+        for row in release.speech_rows(folders.data, held_out=False, readers=(reader,)):
+            yield from times * [row]
+    for engine in TRAINING_CLIPS:
+        yield from _within(folders.work / "voices" / f"{engine}.jsonl", "audio")
+    for number, row in enumerate(_within(folders.world.manifest("speech"), "audio")):
+        if number % WORLD_SHARE == 0:
+            yield row
+
+
+def _within(manifest: Path, medium: str) -> Iterable[Row]:
+    """Rows with the paths of their media made absolute."""
+    for row in release.read_jsonl(manifest):
+        yield row | {medium: str((manifest.parent / row[medium]).resolve())}
+
+
+def _captioned(folders: Folders) -> Iterable[Row]:
+    yield from _within(folders.world.manifest("captions"), "image")
+    yield from release.drawing_rows(folders.data, held_out=False)
+    yield from release.nlvr_captions(folders.data)
+
+
+STAGES: dict[str, ReleaseStage] = {
+    "text": ReleaseStage(
+        "text",
+        _documents,
+        {"steps": 1800, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 100},
+        world=("text", "text_chat"),
+    ),
+    "chat": ReleaseStage(
+        "sft",
+        _dialogues,
+        {"steps": 400, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 20},
+        init_from=("text",),
+        world=("text_chat",),
+    ),
+    "audio": ReleaseStage(
+        "audio",
+        _clips,
+        {"steps": 4500, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1.5e-3, "warmup_steps": 300},
+        data={"max_audio_s": 12.0, "mel_masks": 2, "vary_speech": True, "cached_hours": 60.0},
+    ),
+    "vision": ReleaseStage(
+        "vision",
+        _captioned,
+        {"steps": 1600, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1.5e-3, "warmup_steps": 100},
+        init_from=("chat",),
+        model={"vision_encoder": {"image_tokens": "pooled"}},
+    ),
+}
+
+
+def _text_of(row: Row) -> str:
+    """What decides whether a row validates. Drawings go by their file: the two drawings of a name are two pictures."""
+    return row["image"] if "image" in row else "\n".join(release.passages(row))
+
+
+def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path]]:
+    """The training and validation manifests of a step; written anew every time, unchanged rows giving unchanged files."""
+    stage = STAGES[step]
+    sides: tuple[list[str], list[str]] = [], []
+    for row in stage.rows(folders):
+        sides[held_out("validation " + _text_of(row), VALIDATION)].append(json.dumps(row, ensure_ascii=False))
+    if not sides[0]:
+        raise DataError(f"{folders.data}: no training row for stage {step}; fetch the data with: muomni data get all")
+    paths = [folders.manifest(step), folders.manifest(f"{step}.validation")]
+    for path, lines in zip(paths, sides, strict=True):
+        content = "\n".join(lines) + "\n"
+        if path.exists() and path.read_text(encoding="utf-8") == content:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(content, encoding="utf-8")
+        part.replace(path)
+    return [paths[0], *(folders.world.manifest(name) for name in stage.world)], paths[1:]
+
+
+def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:
+    """The run of one step, its manifests written. Raises ConfigError for an unknown step, DataError when data is missing."""
+    if step not in STAGES:
+        raise ConfigError(f"recipe release has no stage {step!r}; it has: {', '.join(STAGES)}")
+    stage, folders = STAGES[step], Folders(data, work)
+    train, validation = _write_manifests(step, folders)
+    raw = {
+        "stage": stage.stage,
+        "preset": PRESET,
+        "model": stage.model,
+        "init_from": [str(work / name) for name in stage.init_from],
+        "data": {"train": [*map(str, train)], "validation": [*map(str, validation)], **stage.data},
+        "train": {"seed": seed, "evaluate_every": 500, "checkpoint_every": 100, **stage.train},
+        "out_dir": str(work / step),
+    }
+    return parse(RunConfig, raw, f"recipe release, stage {step}")

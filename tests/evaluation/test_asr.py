@@ -1,0 +1,173 @@
+"""The hearing suite on tones and a small random model: what is counted, what is compared, and what goes wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omni.audio import save_audio
+from omni.characters import BLANK_ID, N_CHARACTERS, encode_characters
+from omni.config import ModelConfig
+from omni.errors import DataError
+from omni.evaluation import asr
+from omni.evaluation.asr import Clip, asr_suite, evaluate_asr, evaluate_set, rates, slots_needed, speech_sets, spread, tune, voice_sets
+from omni.evaluation.judge import WHISPER_TINY
+from omni.inference.omni import Omni
+from omni.omni_model import OmniModel
+from omni.tokenizer import BPETokenizer, train_tokenizer
+from omni.training.losses import ctc_nats
+
+CONFIG = ModelConfig.model_validate(
+    {
+        "thinker": {"vocab_size": 300, "d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 16, "context_length": 64},
+        "audio_encoder": {"conv_channels": 2, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16},
+    }
+)
+TEXTS = [
+    "Hello there.",
+    "One, two, three.",
+    "A cat",
+    "A cat",
+    "A very long sentence for so short a tone, which no recognizer can spell in time.",
+]
+
+
+def make_omni(tokenizer: BPETokenizer | None, *components: str) -> Omni:
+    torch.manual_seed(0)
+    model = OmniModel(CONFIG, components)
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.data *= 6.0
+    return Omni(model, tokenizer, Path("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def omni(tmp_path_factory) -> Omni:
+    tokenizer = train_tokenizer(TEXTS * 5, 300, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
+    return make_omni(tokenizer, "audio_encoder", "thinker")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> list[Clip]:
+    """Tones of 0.3 to 1.1 s; the third and the fourth are takes of one sentence."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(len(TEXTS)):
+        time_s = np.arange(int((1.1 - 0.2 * i) * 16_000)) / 16_000
+        save_audio(folder / f"{i}.wav", np.sin(2 * np.pi * 300 * (i + 1) * time_s).astype(np.float32) * 0.3, 16_000)
+    return [Clip(folder / f"{i}.wav", text, text) for i, text in enumerate(TEXTS)]
+
+
+def test_the_suite_scores_what_transcribe_writes(omni, clips):
+    result = evaluate_asr(omni, {"tones": clips})
+    assert {k: v for k, v in result.items() if k != "metrics"} == {
+        "suite": "asr",
+        "checkpoint": "checkpoint",
+        "items": 5,
+        "baselines": {},
+        "ceilings": {},
+    }
+    tones = json.loads(json.dumps(result))["metrics"]["tones"]
+    for kind, decoder in (("greedy", "ctc"), ("beam", "ctc-beam")):
+        expected = rates(clips, [omni.transcribe(clip.audio, decoder) for clip in clips])
+        assert tones[kind] == json.loads(json.dumps(vars(expected)))
+        low, high = tones[kind]["wer_95"]
+        assert low <= tones[kind]["wer"] <= high
+    assert (tones["items"], tones["words"], tones["infeasible"]) == (5, 25, 1)
+    assert tones["hours"] == pytest.approx(3.5 / 3600, abs=1e-4)
+    assert tones["real_time_factor"] > 0 < tones["beam_real_time_factor"]
+
+
+def test_an_encoder_alone_is_scored_without_the_beam(clips):
+    tones = evaluate_asr(make_omni(None, "audio_encoder"), {"tones": clips})["metrics"]["tones"]
+    assert "greedy" in tones
+    assert "beam" not in tones
+
+
+def test_perfect_hearing_has_no_errors(clips):
+    assert rates(clips, [clip.text.upper() for clip in clips]) == asr.Rates(0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
+
+
+@pytest.mark.parametrize("text", ["ab", "aab", "Hello", "aaaa", "a"])
+def test_slots_are_enough_exactly_where_ctc_has_a_path(text):
+    ids, needed = encode_characters(text), slots_needed(text)
+    for n in (needed - 1, needed):
+        nats = ctc_nats(torch.zeros(1, n + 1, N_CHARACTERS), torch.tensor([n]), torch.tensor([ids]), torch.tensor([len(ids)]), BLANK_ID)
+        assert (float(nats) > 0) == (n == needed)
+
+
+def test_the_best_weights_come_first(omni, clips):
+    found = tune(omni, clips, alphas=(0.0, 1.0), betas=(-5.0, 5.0))
+    assert [t.wer for t in found] == sorted(t.wer for t in found)
+    search = asr.BeamSearch(asr.ThinkerWords(omni.model.thinker, omni.tokenizer), alpha=found[0].alpha, beta=found[0].beta)
+    beam = evaluate_set(omni, clips, search).beam
+    assert beam is not None
+    assert beam.wer == pytest.approx(found[0].wer, abs=1e-4)
+
+
+# --- sets
+
+
+def test_a_limit_takes_clips_from_everywhere(clips):
+    assert spread(clips, 2) == [clips[0], clips[2]]
+    assert spread(clips, None) == spread(clips, 99) == clips
+
+
+def test_every_voice_is_a_set(clips):
+    manifest = clips[0].audio.parent / "manifest.jsonl"
+    rows = [{"audio": c.audio.name, "text": c.text, "speaker": s, "engine": "flute"} for c, s in zip(clips, "aabbb", strict=True)]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert voice_sets(manifest) == {"voice-flute-a": clips[:2], "voice-flute-b": clips[2:]}
+
+
+def test_all_of_lj_is_heard_only_when_asked_for(omni, clips, tmp_path, monkeypatch):
+    def speech_rows(data, *, held_out, readers):
+        for clip in clips[:2] if held_out else clips[2:]:
+            yield {"audio": str(clip.audio), "text": clip.text, "sentence_id": f"{readers[0]} {clip.text}"}
+
+    monkeypatch.setattr(asr, "speech_rows", speech_rows)
+    assert {name: len(clips) for name, clips in speech_sets(tmp_path).items()} == {"kathleen": 2, "lj": 2, "heart": 2}
+    assert len(speech_sets(tmp_path, unseen_lj=True)["lj_all"]) == 5
+    result = asr_suite(omni, tmp_path, limit=1, voices=tmp_path / "none.jsonl")
+    assert result["items"] == 3
+    assert list(result["metrics"]) == ["kathleen", "lj", "heart"]
+
+
+def test_what_cannot_be_heard_is_one_clear_error(omni, clips, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such data folder.*muomni data get"):
+        asr_suite(omni, tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nothing to hear: no clip in lj"):
+        evaluate_asr(omni, {"tones": clips, "lj": []})
+    with pytest.raises(DataError, match="nothing to hear: no set"):
+        evaluate_asr(omni, {})
+    with pytest.raises(DataError, match=r"gone\.wav"):
+        evaluate_asr(omni, {"tones": [*clips, Clip(tmp_path / "gone.wav", "a", "a")]})
+    with pytest.raises(DataError, match=r"manifest\.jsonl: no such manifest"):
+        voice_sets(tmp_path / "manifest.jsonl")
+
+
+# --- the judge
+
+
+def recognizer(folder: Path, script: str) -> Path:
+    """An environment whose python is a shell script."""
+    (folder / "judges" / WHISPER_TINY).mkdir(parents=True)
+    (folder / "bin").mkdir()
+    (folder / "bin/python").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "bin/python").chmod(0o755)
+    return folder
+
+
+def test_the_recognizer_hears_the_same_clips(omni, clips, tmp_path):
+    says = " ".join(f"'{json.dumps(clip.text.lower())}'" for clip in clips[:2])
+    result = evaluate_asr(omni, {"tones": clips[:2]}, judge=recognizer(tmp_path, f"printf '%s\\n' {says}"))
+    assert result["ceilings"][WHISPER_TINY]["tones"]["wer"] == 0.0
+
+
+def test_a_recognizer_that_is_not_there_or_fails_is_one_clear_error(omni, clips, tmp_path):
+    with pytest.raises(DataError, match=r"bin/python: not there; --judge names a virtual environment"):
+        evaluate_asr(omni, {"tones": clips}, judge=tmp_path / "nowhere")
+    failing = recognizer(tmp_path, "echo '\"a\"'; echo 'Traceback' >&2; echo 'OSError: no model' >&2; exit 1")
+    with pytest.raises(DataError, match=r"whisper-tiny\.en failed after 1 of 5 files: OSError: no model"):
+        evaluate_asr(omni, {"tones": clips}, judge=failing)
