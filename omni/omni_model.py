@@ -26,8 +26,14 @@ from omni.thinker import ThinkerLM
 from omni.vision_encoder import ViTTiny
 from omni.vocoder import GriffinLim
 
-COMPONENTS = ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec")
+COMPONENTS = ("thinker", "vision_encoder", "audio_encoder", "image_projector", "audio_projector", "talker", "codec")
 MORE_COMPONENTS = ("contrastive",)  # for measuring; a checkpoint may hold them, no interface needs them
+
+
+def with_section(config: ModelConfig, component: str, source: ModelConfig) -> ModelConfig:
+    """`config` with the section that describes `component` as `source` has it."""
+    section = "projectors" if component.endswith("_projector") else component
+    return config if component in MORE_COMPONENTS else config.model_copy(update={section: getattr(source, section)})
 
 
 class OmniModel(nn.Module):
@@ -36,7 +42,8 @@ class OmniModel(nn.Module):
     thinker: ThinkerLM
     vision_encoder: ViTTiny
     audio_encoder: AudioEncoderTiny
-    projectors: nn.ModuleDict
+    image_projector: Projector
+    audio_projector: Projector
     talker: TalkerTiny
     codec: MelCodec
     contrastive: ContrastiveHeads
@@ -54,12 +61,8 @@ class OmniModel(nn.Module):
             "thinker": lambda: ThinkerLM(config.thinker),
             "vision_encoder": lambda: ViTTiny(config.vision_encoder),
             "audio_encoder": lambda: AudioEncoderTiny(config.audio_encoder, config.audio.n_mels),
-            "projectors": lambda: nn.ModuleDict(
-                {
-                    "image": Projector(config.projectors.kind, config.vision_encoder.d_model, width),
-                    "audio": Projector(config.projectors.kind, config.audio_encoder.d_model, width),
-                }
-            ),
+            "image_projector": lambda: Projector(config.projectors.kind, config.vision_encoder.d_model, width),
+            "audio_projector": lambda: Projector(config.projectors.kind, config.audio_encoder.d_model, width),
             "talker": lambda: TalkerTiny(config.talker, config.codec, width),
             "codec": lambda: MelCodec(config.codec, config.audio.n_mels),
             "contrastive": lambda: ContrastiveHeads(config.vision_encoder.d_model, width),
@@ -111,12 +114,12 @@ class OmniModel(nn.Module):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Pixels (N,3,H,W) → Thinker embeddings (N, n_image_tokens, d)."""
-        return self.projectors["image"](self.vision_encoder.image_tokens(pixels))
+        return self.image_projector(self.vision_encoder.image_tokens(pixels))
 
     def encode_audio(self, mel: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Scaled log-mel (M,T,mels) → Thinker embeddings (M,F,d) and their lengths (M,)."""
         states, lengths = self.audio_encoder(mel, lengths)
-        return self.projectors["audio"](states), lengths
+        return self.audio_projector(states), lengths
 
     def embed(
         self,

@@ -58,10 +58,9 @@ def count(module: nn.Module) -> int:
 
 def parameter_table(model: nn.Module) -> ParameterTable:
     """Of a model with all components (it may be on the meta device)."""
-    components = {
-        name: count(getattr(model, name))
-        for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")
-    }
+    rows = {name: (name,) for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")}
+    rows["projectors"] = ("image_projector", "audio_projector")
+    components = {row: sum(count(getattr(model, name)) for name in names) for row, names in rows.items()}
     additions = {}
     for row, (component, parts) in ADDITIONS.items():
         own = dict(getattr(model, component).named_parameters())

@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     """Add `data`."""
     group = typer.Typer(help="Make and measure data sets.", no_args_is_help=True)
     group.command("pocket")(pocket)
+    group.command("voices")(voices)
     group.command("plan")(plan)
     app.add_typer(group, name="data")
 
@@ -30,6 +31,23 @@ def pocket(
     from omni.data.worlds.pocket import generate_pocket
 
     generate_pocket(out, size, seed=seed, workers=workers, on_progress=note)
+
+
+def voices(
+    data: Annotated[Path, typer.Option(help="folder of `muomni data get`: its texts are what is said")] = Path("data"),
+    out: Annotated[Path, typer.Option(help="folder to make them in")] = Path("runs/release/voices"),
+    engine: Annotated[list[str] | None, typer.Option(help="only these engines")] = None,
+    held_out: Annotated[bool, typer.Option("--held-out", help="the voices and sentences for measuring, not those for training")] = False,
+) -> None:
+    """Let speech synthesizers read sentences of the data, for recipe release. Interrupted, the same command continues."""
+    from omni.data.worlds import voices
+
+    known = voices.HELD_OUT_CLIPS if held_out else voices.TRAINING_CLIPS
+    for name in engine or known:
+        if name not in known:
+            raise ConfigError(f"no engine {name!r}; known: {', '.join(known)}")
+        clips = voices.held_out_clips(data, name) if held_out else voices.training_clips(data, name)
+        voices.synthesize(clips, out, data, note)
 
 
 def plan(

@@ -2,7 +2,7 @@
 
     text      dialogues.dev; 5 % of the stories, by their text; the novel HELD_OUT_NOVEL          are held out, whole documents
     speech    10 % of the sentences, by their text, and every sentence that a held-out document holds
-    pictures  NLVR `hidden`; 10 % of the drawings, by their name
+    pictures  NLVR `hidden`; of the drawings 10 % by their name, and one of the drawings of another 10 % of the names
 
 Both sides follow from the rules in this file alone, so no list is kept: a sentence is on one side in every voice and every stage.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from omni.data.split import held_out, normalised
+from omni.data.worlds import nlvr
 from omni.errors import DataError
 
 Row = dict[str, Any]
@@ -144,12 +145,23 @@ def spoken_texts(data: Path, *, held_out: bool) -> list[str]:
 
 
 def drawing_rows(data: Path, *, held_out: bool) -> Iterator[Row]:
-    """Rows {"image": absolute path, "caption", "name"} of emoji and clip art; one name is on one side in every set."""
+    """Rows {"image": absolute path, "caption", "name", "set"} of emoji and clip art; held-out ones also tell in "split" whether the "name" is
+    unseen in every set, or only this "drawing" of a name that another set has drawn too."""
     for drawings in DRAWINGS:
         for row in read_jsonl(data / f"images/{drawings}.jsonl"):
-            if _is_held_out_drawing(row["name"]) == held_out:
-                yield {**row, "image": str((data / "images" / row["image"]).resolve())}
+            split = _drawing_split(row)
+            if (split != "train") == held_out:
+                yield {**row, "image": str((data / "images" / row["image"]).resolve()), "split": split}
 
 
-def _is_held_out_drawing(name: str) -> bool:
-    return held_out(name, HELD_OUT_DRAWINGS)
+def _drawing_split(row: Row) -> str:
+    if held_out(row["name"], HELD_OUT_DRAWINGS):
+        return "name"
+    return "drawing" if row["set"] == "openmoji" and held_out(f"drawing of {row['name']}", HELD_OUT_DRAWINGS) else "train"
+
+
+def nlvr_captions(data: Path) -> Iterator[Row]:
+    """Rows {"image": absolute path, "caption"} of the NLVR `dev` pictures whose objects are told."""
+    for row in read_jsonl(data / "images/nlvr.dev.jsonl.gz"):
+        if "objects" in row:
+            yield {"image": str((data / "images" / row["image"]).resolve()), "caption": nlvr.caption(row["objects"])}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -97,10 +99,24 @@ def greedy_ctc(logits: Tensor, lengths: Tensor) -> list[str]:
     return out
 
 
-def recall_at_1(similarity: Tensor, labels: Sequence[str]) -> float:
-    """Share of rows of the square `similarity` whose best column has the row's own label (so identical captions are no error)."""
-    best = similarity.argmax(1).tolist()
-    return sum(labels[row] == labels[column] for row, column in enumerate(best)) / max(len(labels), 1)
+def hits_at(similarity: Tensor, labels: Sequence[str], k: int) -> list[bool]:
+    """Whether among the best `k` columns of each row of the square `similarity` is one with the row's own label: identical captions are no
+    error."""
+    number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    ids = torch.tensor([number[label] for label in labels], device=similarity.device)
+    best = ids[similarity.topk(min(k, len(labels)), dim=1).indices]  # (N, k)
+    return (best == ids[:, None]).any(1).tolist()
+
+
+def recall_at(similarity: Tensor, labels: Sequence[str], k: int) -> float:
+    """R@k: the share of rows with a hit among the best `k` columns."""
+    return sum(hits_at(similarity, labels, k)) / max(len(labels), 1)
+
+
+def chance_at(labels: Sequence[str], k: int) -> float:
+    """R@k of columns in random order."""
+    n, counts = len(labels), Counter(labels)
+    return sum(1 - math.comb(n - counts[label], k) / math.comb(n, k) for label in labels) / max(n, 1) if k < n else 1.0
 
 
 def bootstrap_interval(values: Sequence[float], *, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -243,7 +243,7 @@ class Tracer:
     def _audio(self, shapes: Recorder, waveform: Tensor, mel: Tensor) -> Iterable[Step]:
         encoder = self.config.audio_encoder
         states, _ = self.model.audio_encoder(mel)
-        embeddings = self.model.projectors["audio"](states)
+        embeddings = self.model.audio_projector(states)
         yield Step("waveform, 1 s at 16 kHz", tuple(waveform.shape), (1, 16_000))
         yield Step("log-mel, 100 Hz", tuple(mel.shape), (1, 100, 128))
         documented = [(1, 64, 50, 64), (1, 64, 25, 32)]

@@ -9,7 +9,7 @@ from torch import nn
 from omni.checkpoint import SavedModel, find_checkpoint, load_model
 from omni.config import ModelConfig, RunConfig
 from omni.errors import CheckpointError, ConfigError
-from omni.omni_model import COMPONENTS, OmniModel
+from omni.omni_model import COMPONENTS, OmniModel, with_section
 from omni.tokenizer import BPETokenizer
 from omni.training.stage import Export, Stage
 
@@ -45,10 +45,10 @@ class OmniStage(Stage[B]):
         """The run's model, with the section of every component that comes from a checkpoint as that checkpoint has it."""
         config = self.run.model
         for name, saved in self.sources.items():
-            if name in self.needs + self.trains and name in COMPONENTS:
+            if name in self.needs + self.trains:
                 if saved.config.audio != config.audio:
                     raise ConfigError(f"{saved.folder}: its mel front end (section audio) differs from this run's; use the same")
-                config = config.model_copy(update={name: getattr(saved.config, name)})
+                config = with_section(config, name, saved.config)
         return config
 
     def _tokenizer(self) -> BPETokenizer | None:

@@ -9,20 +9,23 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from omni.checkpoint import find_checkpoint, load_model, save_model
 from omni.config import RunConfig, parse
 from omni.data.worlds.pocket import SIZES, generate_pocket
 from omni.errors import ConfigError
-from omni.omni_model import COMPONENTS, OmniModel
+from omni.omni_model import COMPONENTS, OmniModel, with_section
 from omni.stages import STAGES
 from omni.training.trainer import train
 
 log = logging.getLogger(__name__)
+Row = dict[str, Any]
 
 # What each stage of `pocket` reads and starts from. Sizes are in POCKET_TRAINING.
 POCKET_STAGES: dict[str, dict[str, Any]] = {
@@ -112,14 +115,23 @@ def run_pocket(preset: str, out_dir: Path, *, seed: int = 0, on_event: Callable[
     return list(summaries.values())
 
 
-def assemble(sources: list[Path], out_dir: Path) -> None:
-    """One self-contained model in `out_dir` from the components in `sources`; where several have one, the last wins."""
+def assemble(
+    sources: list[Path],
+    out_dir: Path,
+    components: Sequence[str] = COMPONENTS,
+    *,
+    dtype: torch.dtype | None = None,
+    extra: Row | None = None,
+) -> None:
+    """One self-contained model in `out_dir` from those of `components` that `sources` have; where several have one, the last wins."""
     saved = [load_model(find_checkpoint(folder)) for folder in sources]
-    owner = {name: source for source in saved for name in source.components if name in COMPONENTS}
-    config = saved[0].config.model_copy(update={name: getattr(owner[name].config, name) for name in owner})
+    owner = {name: source for source in saved for name in source.components if name in components}
+    config = saved[0].config
+    for name, source in owner.items():
+        config = with_section(config, name, source.config)
     model = OmniModel(config, tuple(owner))
     for name, source in owner.items():
         model.load_components(source, only=[name])
     tokenizer = owner["thinker"].tokenizer
     assert tokenizer is not None, "a Thinker is always saved with its tokenizer"
-    save_model(out_dir, model.tensors(), config, [name for name in COMPONENTS if name in owner], tokenizer.read_bytes())
+    save_model(out_dir, model.tensors(), config, model.components, tokenizer.read_bytes(), dtype=dtype, extra=extra)

@@ -98,6 +98,14 @@ def _captioned(folders: Folders) -> Iterable[Row]:
     yield from release.nlvr_captions(folders.data)
 
 
+GPT_RATE = 2e-3  # the best of the three
+
+
+def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
+    train = {"steps": steps, "batch_size": 16, "micro_batch_size": 16, "learning_rate": rate, "warmup_steps": steps // 18}
+    return ReleaseStage("plain-gpt", _documents, train, init_from=("text",), world=("text", "text_chat"))
+
+
 STAGES: dict[str, ReleaseStage] = {
     "text": ReleaseStage(
         "text",
@@ -105,6 +113,9 @@ STAGES: dict[str, ReleaseStage] = {
         {"steps": 1800, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 100},
         world=("text", "text_chat"),
     ),
+    # the baseline: the best of three learning rates, in short runs, then as many tokens as the Thinker reads
+    **{f"gpt-{rate:g}": _plain_gpt(300, rate) for rate in (1e-3, 2e-3, 4e-3)},
+    "gpt": _plain_gpt(1800, GPT_RATE),
     "chat": ReleaseStage(
         "sft",
         _dialogues,
@@ -141,7 +152,8 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
         sides[held_out("validation " + _text_of(row), VALIDATION)].append(json.dumps(row, ensure_ascii=False))
     if not sides[0]:
         raise DataError(f"{folders.data}: no training row for stage {step}; fetch the data with: muomni data get all")
-    paths = [folders.manifest(step), folders.manifest(f"{step}.validation")]
+    name = stage.stage
+    paths = [folders.manifest(name), folders.manifest(f"{name}.validation")]
     for path, lines in zip(paths, sides, strict=True):
         content = "\n".join(lines) + "\n"
         if path.exists() and path.read_text(encoding="utf-8") == content:

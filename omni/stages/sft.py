@@ -35,15 +35,15 @@ class SFTStage(OmniStage[ConversationBatch]):
 
     name = "sft"
     best_metric, best_mode = "exact", "max"
-    trains = ("thinker", "vision_encoder", "audio_encoder", "projectors")
+    trains = ("thinker", "vision_encoder", "audio_encoder", "image_projector", "audio_projector")
 
     def __init__(self, run: RunConfig) -> None:
         """Trains the Thinker with the encoders that `init_from` brings: text alone where there is none. (A medium without its encoder is an error.)"""
         super().__init__(run)
         if "thinker" not in self.sources:
             raise CheckpointError("stage sft needs a trained thinker in init_from; train stage text before it")
-        encoders = tuple(name for name in ("vision_encoder", "audio_encoder") if name in self.sources)
-        self.trains = ("thinker", *encoders, *(("projectors",) if encoders else ()))
+        senses = (("vision_encoder", "image_projector"), ("audio_encoder", "audio_projector"))
+        self.trains = ("thinker", *(name for sense in senses if sense[0] in self.sources for name in sense))
 
     def shard_units(self, model: OmniModel) -> list[nn.Module]:
         """The Thinker's blocks alone: a rank whose batch holds no picture or clip does not run that encoder, and others would wait for it."""

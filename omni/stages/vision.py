@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from omni.data.collate import CaptionBatch
-from omni.evaluation.metrics import recall_at_1
+from omni.evaluation.metrics import recall_at
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import caption_splits
@@ -32,7 +32,7 @@ def caption_states(model: OmniModel, grid: Tensor, input_ids: Tensor) -> Tensor:
     `pooled_size`² means where the Thinker is to see these."""
     if model.config.vision_encoder.image_tokens == "pooled":
         grid = model.vision_encoder.pooled(grid)
-    patches = model.projectors["image"](grid)
+    patches = model.image_projector(grid)
     tokens = model.thinker.tok_emb(input_ids)
     return model.thinker.hidden_states(embeddings=torch.cat((patches.to(tokens.dtype), tokens), dim=1))[:, patches.shape[1] :]
 
@@ -43,7 +43,7 @@ class VisionStage(OmniStage[CaptionBatch]):
     name = "vision"
     best_metric, best_mode = "caption_loss", "min"
     needs = ("thinker",)
-    trains = ("vision_encoder", "projectors", "contrastive")
+    trains = ("vision_encoder", "image_projector", "contrastive")
 
     def build_data(self) -> Splits[CaptionBatch]:
         return caption_splits(self.run, self.config, self.require_tokenizer())
@@ -81,6 +81,6 @@ class VisionStage(OmniStage[CaptionBatch]):
         similarity = torch.cat(images) @ torch.cat(texts).T
         return {
             "caption_loss": total / max(count, 1),
-            "image_to_text_r1": recall_at_1(similarity, captions),
-            "text_to_image_r1": recall_at_1(similarity.T, captions),
+            "image_to_text_r1": recall_at(similarity, captions, 1),
+            "text_to_image_r1": recall_at(similarity.T, captions, 1),
         }

@@ -36,7 +36,7 @@ def caption(scene: Scene, rng: Random | None = None) -> str:
     style = rng.random() if rng else 0.0
     names = [f"a {t.size} {t.name}" for t in sorted(scene.things, key=lambda t: t.x)]
     if style > 0.75:
-        places = [_place(t) for t in sorted(scene.things, key=lambda t: t.x)]
+        places = [place_of(t) for t in sorted(scene.things, key=lambda t: t.x)]
         names = [f"{name} at the {place}" if place else name for name, place in zip(names, places, strict=True)]
     listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     if rng and 0.5 < style <= 0.75:
@@ -44,7 +44,7 @@ def caption(scene: Scene, rng: Random | None = None) -> str:
     return f"{listed[0].upper()}{listed[1:]}."
 
 
-def _place(thing: Thing) -> str | None:
+def place_of(thing: Thing) -> str | None:
     """The quarter of the picture, unless too near the middle to say."""
     if min(abs(thing.x - SIZE / 2), abs(thing.y - SIZE / 2)) <= MARGIN:
         return None
@@ -83,7 +83,7 @@ def _count(scene: Scene) -> Iterator[Question]:
 
 def _position(scene: Scene) -> Iterator[Question]:
     for t in _alone(scene, lambda t: t.name):
-        place = _place(t)
+        place = place_of(t)
         if place:
             yield Question("position", f"Where is the {t.name}?", f"The {t.name} is at the {place}.", place)
 

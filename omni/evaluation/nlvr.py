@@ -1,0 +1,268 @@
+"""NLVR (Suhr et al. 2017): is a sentence true of a picture of three boxes? Asked of a small head on the frozen encoder and Thinker.
+
+The head is trained here, on `dev` and generated look-alikes, stopped early by a part of `dev` that shares no sentence with the rest, and
+tested on `hidden`. Each box is seen by itself, at the encoder's full size, and the head treats the three alike: it cannot depend on their order.
+
+B batch  T positions  X boxes of a picture  P patches of a box  d encoder width  D head width  K questions"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from omni.data.collate import lengths_of, pad_ids
+from omni.data.release import read_jsonl
+from omni.data.split import held_out
+from omni.data.worlds import nlvr
+from omni.errors import DataError
+from omni.evaluation.metrics import ratio_interval
+from omni.evaluation.probes import coarse
+from omni.image import load_image, to_pixels
+from omni.inference.omni import Omni
+from omni.nn.transformer import Transformer, TransformerShape
+
+log = logging.getLogger(__name__)
+
+LOOK_ALIKES, LOOK_ALIKE_BOXES = (
+    12_000,
+    3_000,
+)  # made-up examples, and made-up scattered boxes that they share (of towers there are only 120)
+UPDATES, CHECK_EVERY = 2_000, 100
+BATCH = 64  # half from dev, half look-alikes
+LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 0.05, 100
+STOPPING_FRACTION = 0.15  # of the dev sentences
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Example:
+    """`boxes`: the numbers of its three boxes among the features, `sentence` that of its sentence; `group` is drawn whole by the bootstrap."""
+
+    boxes: tuple[int, ...]
+    sentence: int
+    label: bool
+    group: str = ""
+
+
+class FrozenFeatures:
+    """What the frozen encoder and Thinker make of boxes and sentences, each computed once, kept in half precision on the CPU."""
+
+    def __init__(self, omni: Omni) -> None:
+        self.omni = omni
+        self._numbers: dict[bytes | str, int] = {}
+        self._boxes: list[Image.Image] = []
+        self._sentences: list[str] = []
+        self.patches, self.states = torch.empty(0), list[Tensor]()
+
+    def box(self, picture: Image.Image) -> int:
+        """The number of a box."""
+        return self._number(picture.tobytes(), self._boxes, picture)
+
+    def sentence(self, text: str) -> int:
+        """The number of a sentence."""
+        return self._number(text, self._sentences, text)
+
+    def _number(self, key: bytes | str, known: list[Any], item: Any) -> int:
+        if key not in self._numbers:
+            self._numbers[key] = len(known)
+            known.append(item)
+        return self._numbers[key]
+
+    @torch.inference_mode()
+    def compute(self) -> None:
+        """`patches` (boxes,P,d) and, of every sentence, `states` (T,width)."""
+        encoder, thinker, tokenizer = self.omni.model.vision_encoder, self.omni.model.thinker, self.omni.tokenizer
+        size, device, patches = encoder.config.image_size, self.omni.device, []
+        for start in range(0, len(self._boxes), BATCH):
+            pixels = torch.stack([to_pixels(box, size) for box in self._boxes[start : start + BATCH]]).to(device)
+            patches.append(coarse(encoder, encoder(pixels)[1]).half().cpu())
+        self.patches = torch.cat(patches)
+        for start in range(0, len(self._sentences), BATCH):
+            ids = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in self._sentences[start : start + BATCH]]
+            states = thinker.hidden_states(pad_ids(ids, tokenizer.pad_id).to(device), lengths=lengths_of(ids).to(device))
+            self.states += [row[: len(i)].half().cpu() for row, i in zip(states, ids, strict=True)]
+
+    def batch(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """patches (B,X,P,d), states (B,T,width), lengths (B,), labels (B,)."""
+        patches = self.patches[torch.tensor([e.boxes for e in examples])].float()
+        rows = [self.states[e.sentence] for e in examples]
+        return patches, pad_sequence(rows, batch_first=True).float(), lengths_of(rows), torch.tensor([float(e.label) for e in examples])
+
+
+class NLVRHead(nn.Module):
+    """Says whether a sentence is true of three boxes: K questions, read from the sentence, are put to every patch of every box; the sums of
+    what the patches answer (sums, so that they can count) go with the questions through a transformer over the questions of a box, then
+    over the boxes."""
+
+    def __init__(self, vision_width: int, text_width: int, n_patches: int, *, width: int = 96, n_questions: int = 6) -> None:
+        super().__init__()
+        shape = TransformerShape(width, n_layers=2, n_heads=4, n_kv_heads=4, d_ff=2 * width, causal=False, feed_forward="gelu", dropout=0.1)
+        self.text_in, self.text = nn.Linear(text_width, width), Transformer(shape)
+        self.asking = nn.Parameter(torch.randn(n_questions, width) * 0.5)
+        self.patch_in = nn.Sequential(
+            nn.LayerNorm(vision_width), nn.Linear(vision_width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.place = nn.Parameter(torch.randn(n_patches, width) * 0.1)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.found = nn.Sequential(nn.Linear(width + 1, width), nn.GELU(), nn.Linear(width, width))
+        self.within, self.among = Transformer(shape), Transformer(shape)
+        self.out = nn.Linear(width, 1)
+
+    def forward(self, patches: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
+        """patches (B,X,P,d), states (B,T,width) of `lengths` (B,) → logits (B,)."""
+        n_boxes = patches.shape[1]
+        words = self.text(self.text_in(states), lengths=lengths)  # (B,T,D)
+        behind = torch.arange(words.shape[1], device=words.device) >= lengths[:, None]
+        weights = (self.asking @ words.transpose(1, 2) / words.shape[2] ** 0.5).masked_fill(behind[:, None], -torch.inf).softmax(-1)
+        questions = self.asking + weights @ words  # (B,K,D)
+        x = self.patch_in(patches) + self.place  # (B,X,P,D)
+        match = torch.einsum("bkd,bxpd->bxkp", questions, self.key(x)) / x.shape[-1] ** 0.5
+        gate = match.sigmoid()
+        sums = torch.cat((gate @ self.value(x), gate.sum(-1, keepdim=True)), dim=-1) / 8  # (B,X,K,D+1)
+        box = self.found(sums) + questions[:, None]
+        box = self.within(box.flatten(0, 1)).mean(1).unflatten(0, (-1, n_boxes))  # (B,X,D)
+        sentence = questions.mean(1, keepdim=True)
+        return self.out(self.among(torch.cat((sentence, box), dim=1))[:, 0])[:, 0]
+
+
+def train_head(
+    features: FrozenFeatures,
+    dev: Sequence[Example],
+    look_alikes: Sequence[Example],
+    stopping: Sequence[Example],
+    updates: int,
+    *,
+    blind: bool = False,
+) -> tuple[NLVRHead, float]:
+    """The head at its best on `stopping`, and its accuracy there. `blind`: it sees nothing of the boxes."""
+    torch.manual_seed(SEED)
+    rng = Random(SEED)
+    _, n_patches, vision_width = features.patches.shape
+    head = NLVRHead(vision_width, features.states[0].shape[1], n_patches)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / WARMUP, 1.0) * (1 - n / updates) + 1e-3)
+    best, best_accuracy = copy.deepcopy(head.state_dict()), 0.0
+    for update in range(1, updates + 1):
+        chosen = rng.choices(dev, k=BATCH // 2) + rng.choices(look_alikes, k=BATCH - BATCH // 2)
+        patches, states, lengths, labels = features.batch(chosen)
+        loss = F.binary_cross_entropy_with_logits(head.train()(patches * (not blind), states, lengths), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if update % CHECK_EVERY == 0 or update == updates:
+            right = correct(features, head, stopping, blind=blind)
+            accuracy = sum(right) / len(right)
+            log.info("NLVR head, update %d: loss %.3f, accuracy %.3f on the part of dev for stopping", update, loss.item(), accuracy)
+            if accuracy > best_accuracy:
+                best, best_accuracy = copy.deepcopy(head.state_dict()), accuracy
+    head.load_state_dict(best)
+    return head, best_accuracy
+
+
+@torch.no_grad()
+def correct(features: FrozenFeatures, head: NLVRHead, examples: Sequence[Example], *, blind: bool = False) -> list[bool]:
+    """Whether the head judges each example right."""
+    out: list[bool] = []
+    for start in range(0, len(examples), 4 * BATCH):
+        patches, states, lengths, labels = features.batch(examples[start : start + 4 * BATCH])
+        out += ((head.eval()(patches * (not blind), states, lengths) > 0) == labels.bool()).tolist()
+    return out
+
+
+def real_examples(features: FrozenFeatures, data: Path, name: str, limit: int | None) -> tuple[list[Example], list[str]]:
+    """The examples of "dev" or "hidden", `limit` identifiers at most, and the sentence of each. Raises DataError for what is missing."""
+    examples, sentences, identifiers = [], [], dict[str, None]()
+    for row in read_jsonl(data / f"images/nlvr.{name}.jsonl.gz"):
+        identifiers[row["identifier"]] = None
+        if limit is not None and len(identifiers) > limit:
+            break
+        picture = load_image(data / "images" / row["image"])
+        if picture.size != (nlvr.WIDTH, nlvr.BOX):
+            raise DataError(
+                f"{row['image']}: is {picture.width}x{picture.height}, expected {nlvr.WIDTH}x{nlvr.BOX}; fetch it anew: muomni data get nlvr"
+            )
+        examples.append(Example(boxes_of(features, picture), features.sentence(row["sentence"]), row["label"], row["identifier"]))
+        sentences.append(row["sentence"])
+    if not examples:
+        raise DataError(f"{data}/images/nlvr.{name}.jsonl.gz: holds no row; fetch it anew: muomni data get nlvr")
+    return examples, sentences
+
+
+def boxes_of(features: FrozenFeatures, picture: Image.Image) -> tuple[int, ...]:
+    """The numbers of the boxes of a 400 x 100 picture, from left to right."""
+    return tuple(features.box(picture.crop((x, 0, x + nlvr.BOX, nlvr.BOX))) for x in range(0, nlvr.WIDTH, nlvr.BOX + nlvr.GAP))
+
+
+def look_alikes(features: FrozenFeatures, n: int) -> list[Example]:
+    """`n` generated examples."""
+    rng = Random(SEED)
+    pools = {
+        towers: [nlvr.random_boxes(rng, towers) for _ in range(max(1, LOOK_ALIKE_BOXES * n // LOOK_ALIKES // 3))]
+        for towers in (False, True)
+    }
+
+    def draw(rng: Random, towers: bool) -> nlvr.Boxes:
+        return [rng.choice(rng.choice(pools[towers])) for _ in range(nlvr.N_BOXES)]
+
+    examples = []
+    for _ in range(n):
+        boxes, sentence, label = nlvr.example(rng, draw)
+        examples.append(Example(boxes_of(features, nlvr.render(boxes)), features.sentence(sentence), label))
+    return examples
+
+
+def evaluate_nlvr(omni: Omni, data: Path, *, limit: int | None = None, updates: int = UPDATES) -> dict[str, dict[str, Any]]:
+    """Accuracy on `hidden` with 95 % intervals over identifiers; consistency: all orders of the boxes judged right. Baselines: the majority
+    of dev, and a head that sees nothing. `limit`: identifiers of `hidden`, and proportionally fewer updates and look-alikes."""
+    features = FrozenFeatures(omni)
+    hidden, hidden_sentences = real_examples(features, data, "hidden", limit)
+    share = 1.0 if limit is None else min(1.0, len(hidden) / 2955)
+    dev, dev_sentences = real_examples(features, data, "dev", limit)
+    made_up = look_alikes(features, max(BATCH, int(LOOK_ALIKES * share)))
+    updates = max(1, int(updates * share))
+    features.compute()
+
+    stops = [held_out(sentence, STOPPING_FRACTION) for sentence in dev_sentences]
+    training = [e for e, stop in zip(dev, stops, strict=True) if not stop] or dev
+    stopping = [e for e, stop in zip(dev, stops, strict=True) if stop] or dev
+    groups = [e.group for e in hidden]
+    known = set(dev_sentences)
+
+    def measure(right: Sequence[bool], weights: Sequence[int]) -> dict[str, Any]:
+        parts = [r * w for r, w in zip(right, weights, strict=True)]
+        low, high = ratio_interval(parts, weights, groups)
+        return {"accuracy": round(sum(parts) / max(sum(weights), 1), 4), "accuracy_95": (round(low, 4), round(high, 4))}
+
+    every = [1] * len(hidden)
+    head, dev_accuracy = train_head(features, training, made_up, stopping, updates)
+    right = correct(features, head, hidden)
+    blind_head, _ = train_head(features, training, made_up, stopping, updates, blind=True)
+    common = sum(e.label for e in dev) * 2 >= len(dev)
+    consistent = {group: True for group in groups}
+    for example, good in zip(hidden, right, strict=True):
+        consistent[example.group] &= good
+    metrics = {
+        "items": len(hidden),
+        **measure(right, every),
+        "consistency": round(sum(consistent.values()) / len(consistent), 4),
+        "without_sentences_of_dev": measure(right, [int(s not in known) for s in hidden_sentences]),
+        "stopping_accuracy": round(dev_accuracy, 4),
+    }
+    baselines = {
+        "majority": measure([e.label == common for e in hidden], every),
+        "text_only": measure(correct(features, blind_head, hidden, blind=True), every),
+    }
+    return {"metrics": metrics, "baselines": baselines}
