@@ -18,6 +18,8 @@ from omni.tokenizer import BPETokenizer
 Message = dict[str, Any]  # {"role": …, "content": text or [{"type": "text"|"image"|"audio", <type>: value}]}
 ROLES = ("system", "user", "assistant")
 MEDIA_KINDS = ("image", "audio")
+DESCRIBE = "Describe the picture."
+TRANSCRIBE = "Write down what you hear."
 
 
 @dataclass(frozen=True)

@@ -302,8 +302,8 @@ class TrainConfig(Config):
         return self
 
 
-STAGES = ("text", "audio", "vision", "codec", "talker", "sft")
-StageName = Literal["text", "audio", "vision", "codec", "talker", "sft"]
+STAGES = ("text", "plain-gpt", "audio", "vision", "codec", "talker", "sft")
+StageName = Literal["text", "plain-gpt", "audio", "vision", "codec", "talker", "sft"]
 
 
 class RunConfig(Config):

@@ -126,6 +126,7 @@ class OmniModel(nn.Module):
         input_ids: Tensor,
         *,
         pixels: Tensor | None = None,
+        images: Tensor | None = None,
         image_slots: Tensor | None = None,
         mel: Tensor | None = None,
         mel_lengths: Tensor | None = None,
@@ -133,13 +134,14 @@ class OmniModel(nn.Module):
     ) -> Tensor:
         """ids (B,T) → embeddings (B,T,d) with media in their places.
 
-        `image_slots` (N,2) holds (row, start) of each picture in `pixels`; `audio_slots` (M,3) holds (row, start, length) of each clip in
+        `image_slots` (N,2) holds (row, start) of each picture in `pixels`, or of those encoded already in `images` (N, n_image_tokens, d); `audio_slots` (M,3) holds (row, start, length) of each clip in
         `mel`; a clip longer than its slot is cut to it.
         """
         x = self.thinker.tok_emb(input_ids)
         if pixels is not None and len(pixels):
-            assert image_slots is not None and len(image_slots) == len(pixels)
             images = self.encode_images(pixels)
+        if images is not None:
+            assert image_slots is not None and len(image_slots) == len(images)
             column = image_slots[:, 1:2] + torch.arange(images.shape[1], device=x.device)
             x = x.index_put((image_slots[:, :1].expand_as(column), column), images.to(x.dtype))
         if mel is not None and len(mel):

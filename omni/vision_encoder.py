@@ -51,15 +51,14 @@ class ViTTiny(nn.Module):
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         """What the Thinker sees of each picture, (B, n_image_tokens, d), as the configuration says."""
-        cls, grid = self(pixels)
+        return self.tokens(*self(pixels))
+
+    def tokens(self, cls: Tensor, grid: Tensor) -> Tensor:
+        """The same from what `forward` returned."""
         if self.config.image_tokens == "cls":
             return cls
         if self.config.image_tokens == "grid":
             return grid
-        return self.pooled(grid)
-
-    def pooled(self, grid: Tensor) -> Tensor:
-        """The patch vectors (B,P,d) averaged over squares: (B, pooled_size², d)."""
         side = self.config.grid_size
         square = grid.transpose(1, 2).unflatten(2, (side, side))  # (B, d, side, side)
         return F.avg_pool2d(square, side // self.config.pooled_size).flatten(2).transpose(1, 2)

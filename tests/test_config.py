@@ -183,7 +183,7 @@ def test_every_setting_is_read_outside_the_configuration() -> None:
 
 def test_the_files_make_every_stage_and_feed_each_other() -> None:
     runs = {path.stem: load_run(path) for path in CONFIG_FILES}
-    assert {run.stage for run in runs.values()} == set(STAGES)
+    assert {run.stage for run in runs.values()} == set(STAGES) - {"plain-gpt"}  # a baseline
     assert {run.out_dir for run in runs.values()} == {f"checkpoints/{name}" for name in runs}
     for run in runs.values():
         assert set(run.init_from) <= {other.out_dir for other in runs.values()} - {run.out_dir}

@@ -1,4 +1,4 @@
-"""`muomni data …`: make and measure data sets."""
+"""`muomni data …`: fetch, make and measure data sets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,35 @@ from omni.errors import ConfigError
 
 def register(app: typer.Typer) -> None:
     """Add `data`."""
-    group = typer.Typer(help="Make and measure data sets.", no_args_is_help=True)
+    group = typer.Typer(help="Fetch, make and measure data sets.", no_args_is_help=True)
+    group.command("get")(get)
+    group.command("list")(list_sources)
     group.command("pocket")(pocket)
     group.command("voices")(voices)
     group.command("plan")(plan)
     app.add_typer(group, name="data")
+
+
+def get(
+    name: Annotated[str, typer.Argument(help="a data set of `muomni data list`, or all")],
+    out: Annotated[Path, typer.Option(help="the data folder")] = Path("data"),
+    source: Annotated[Path | None, typer.Option(help="take it from this folder of the same layout instead of its public home")] = None,
+) -> None:
+    """Fetch public data and verify what it holds. What is there already is verified and left alone; interrupted, it continues."""
+    from omni.data import sources
+
+    if name == "all":
+        sources.get_all(out, source=source, on_progress=note)
+    else:
+        sources.get(name, out, source=source, on_progress=note)
+
+
+def list_sources() -> None:
+    """The public data sets that `muomni data get` fetches, with their licences and homes."""
+    from omni.data.sources import SOURCES
+
+    for found in SOURCES.values():
+        print(f"{found.name:10} {found.size:28} {found.about}\n{'':10} {found.licence}; {' and '.join(map(str, found.homes))}")
 
 
 def pocket(

@@ -52,11 +52,15 @@ class SpeechBatch(Batch):
 
 @dataclass(frozen=True)
 class CaptionBatch(Batch):
-    """pixels (B,3,H,W); the caption between begin of sequence and end of turn as input_ids, labels (B,T)."""
+    """pixels (B,3,H,W); captions between begin of sequence and end of turn, caption_ids (B,C) with caption_lengths (B,); the conversations in
+    which they are the answers, input_ids, labels (B,T), with pictures at image_slots (B,2) = (row, start)."""
 
     pixels: Tensor
+    caption_ids: Tensor
+    caption_lengths: Tensor
     input_ids: Tensor
     labels: Tensor
+    image_slots: Tensor
     texts: tuple[str, ...]
 
 
@@ -131,9 +135,17 @@ def collate_speech(examples: Sequence[SpeechExample]) -> SpeechBatch:
 
 def collate_captions(examples: Sequence[CaptionExample]) -> CaptionBatch:
     """Pictures with captions."""
-    ids = [example.input_ids for example in examples]
-    input_ids, labels = shifted(ids, [[True] * len(row) for row in ids])
-    return CaptionBatch(torch.stack([e.pixels for e in examples]), input_ids, labels, tuple(e.text for e in examples))
+    ids = [example.caption_ids for example in examples]
+    input_ids, labels = shifted([e.rendered.input_ids for e in examples], [e.rendered.loss_mask for e in examples])
+    return CaptionBatch(
+        pixels=torch.stack([e.pixels for e in examples]),
+        caption_ids=pad_ids(ids, PAD_TOKEN),
+        caption_lengths=lengths_of(ids),
+        input_ids=input_ids,
+        labels=labels,
+        image_slots=torch.tensor([(row, e.rendered.media[0].start) for row, e in enumerate(examples)], dtype=torch.long),
+        texts=tuple(e.text for e in examples),
+    )
 
 
 def collate_talker(examples: Sequence[TalkerExample]) -> TalkerBatch:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from omni.audio import LogMel, decode_audio
 from omni.characters import encode_characters
-from omni.chat import MediaBudget, Rendered, Reply, render, render_reply
+from omni.chat import DESCRIBE, MediaBudget, Message, Rendered, Reply, render, render_reply
 from omni.config import DataConfig, ModelConfig
 from omni.data.manifests import Manifests, Row, Rows
 from omni.errors import DataError
@@ -194,10 +194,12 @@ def _duration_s(data: bytes, name: str) -> float:
 
 @dataclass(frozen=True)
 class CaptionExample:
-    """pixels (3,H,W); ids of <bos> caption <|end|>; the caption."""
+    """pixels (3,H,W); ids of <bos> caption <|end|>; the conversation in which the caption answers DESCRIBE, the picture's place in it; the
+    caption."""
 
     pixels: Tensor
-    input_ids: list[int]
+    caption_ids: list[int]
+    rendered: Rendered
     text: str
 
 
@@ -207,12 +209,16 @@ class CaptionDataset(ManifestDataset[CaptionExample]):
     def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer) -> None:
         super().__init__(rows)
         self.config, self.tokenizer = config, tokenizer
+        self._budget = MediaBudget(config.vision_encoder.n_image_tokens, lambda clip: 0, 0)
 
     def _example(self, row: Row, source: Rows, number: int) -> CaptionExample:
         pixels = to_pixels(decode_image(*media_bytes(source, row["image"])), self.config.vision_encoder.image_size)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode(row["caption"]), self.tokenizer.end_id]
         _check_length(ids, self.config.thinker.context_length, "caption")
-        return CaptionExample(pixels, ids, row["caption"])
+        asked: Message = {"role": "user", "content": [{"type": "image", "image": row["image"]}, {"type": "text", "text": DESCRIBE}]}
+        messages = [asked, {"role": "assistant", "content": row["caption"]}]
+        rendered = render(messages, self.tokenizer, self._budget, self.config.thinker.context_length, strict=True)
+        return CaptionExample(pixels, ids, rendered, row["caption"])
 
 
 def _check_length(ids: list[int], context_length: int, name: str) -> None:

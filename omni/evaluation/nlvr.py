@@ -40,7 +40,8 @@ LOOK_ALIKES, LOOK_ALIKE_BOXES = (
 )  # made-up examples, and made-up scattered boxes that they share (of towers there are only 120)
 UPDATES, CHECK_EVERY = 2_000, 100
 BATCH = 64  # half from dev, half look-alikes
-LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 0.05, 100
+LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 0.05, 50
+SIGNS_WEIGHT = 3.0
 STOPPING_FRACTION = 0.15  # of the dev sentences
 SEED = 0
 
@@ -55,6 +56,21 @@ class Example:
     group: str = ""
 
 
+@dataclass(frozen=True)
+class NLVRBatch:
+    """patches (B,X,P,d), states (B,T,width), lengths (B,), labels (B,), signs (B,X,P,signs)."""
+
+    patches: Tensor
+    states: Tensor
+    lengths: Tensor
+    labels: Tensor
+    signs: Tensor
+
+    def logits(self, head: NLVRHead, blind: bool) -> tuple[Tensor, Tensor]:
+        """What the head says; `blind`: of boxes that it does not see."""
+        return head(self.patches * (not blind), self.states, self.lengths)
+
+
 class FrozenFeatures:
     """What the frozen encoder and Thinker make of boxes and sentences, each computed once, kept in half precision on the CPU."""
 
@@ -62,12 +78,16 @@ class FrozenFeatures:
         self.omni = omni
         self._numbers: dict[bytes | str, int] = {}
         self._boxes: list[Image.Image] = []
+        self._items: dict[int, nlvr.Box] = {}
         self._sentences: list[str] = []
-        self.patches, self.states = torch.empty(0), list[Tensor]()
+        self.patches, self.signs, self.states = torch.empty(0), torch.empty(0), list[Tensor]()
 
-    def box(self, picture: Image.Image) -> int:
-        """The number of a box."""
-        return self._number(picture.tobytes(), self._boxes, picture)
+    def box(self, picture: Image.Image, items: nlvr.Box | None = None) -> int:
+        """The number of a box; what is in it, where that is told."""
+        number = self._number(picture.tobytes(), self._boxes, picture)
+        if items is not None:
+            self._items[number] = items
+        return number
 
     def sentence(self, text: str) -> int:
         """The number of a sentence."""
@@ -81,59 +101,88 @@ class FrozenFeatures:
 
     @torch.inference_mode()
     def compute(self) -> None:
-        """`patches` (boxes,P,d) and, of every sentence, `states` (T,width)."""
+        """`patches` (boxes,P,d), their `signs` (boxes,P,signs; NaN for what is not told) and, of every sentence, `states` (T,width): the
+        Thinker's and the embeddings of its tokens."""
         encoder, thinker, tokenizer = self.omni.model.vision_encoder, self.omni.model.thinker, self.omni.tokenizer
         size, device, patches = encoder.config.image_size, self.omni.device, []
         for start in range(0, len(self._boxes), BATCH):
             pixels = torch.stack([to_pixels(box, size) for box in self._boxes[start : start + BATCH]]).to(device)
             patches.append(coarse(encoder, encoder(pixels)[1]).half().cpu())
         self.patches = torch.cat(patches)
+        n_patches = self.patches.shape[1]
+        self.signs = torch.full((len(self._boxes), n_patches, len(SIGNS)), torch.nan)
+        for number, items in self._items.items():
+            self.signs[number] = signs_of(items, n_patches)
         for start in range(0, len(self._sentences), BATCH):
             ids = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in self._sentences[start : start + BATCH]]
-            states = thinker.hidden_states(pad_ids(ids, tokenizer.pad_id).to(device), lengths=lengths_of(ids).to(device))
+            padded = pad_ids(ids, tokenizer.pad_id).to(device)
+            states = torch.cat((thinker.hidden_states(padded, lengths=lengths_of(ids).to(device)), thinker.tok_emb(padded)), dim=-1)
             self.states += [row[: len(i)].half().cpu() for row, i in zip(states, ids, strict=True)]
 
-    def batch(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """patches (B,X,P,d), states (B,T,width), lengths (B,), labels (B,)."""
-        patches = self.patches[torch.tensor([e.boxes for e in examples])].float()
+    def batch(self, examples: Sequence[Example]) -> NLVRBatch:
+        """The features of examples."""
+        boxes = torch.tensor([e.boxes for e in examples])
         rows = [self.states[e.sentence] for e in examples]
-        return patches, pad_sequence(rows, batch_first=True).float(), lengths_of(rows), torch.tensor([float(e.label) for e in examples])
+        labels = torch.tensor([float(e.label) for e in examples])
+        return NLVRBatch(
+            self.patches[boxes].float(), pad_sequence(rows, batch_first=True).float(), lengths_of(rows), labels, self.signs[boxes]
+        )
 
 
 class NLVRHead(nn.Module):
-    """Says whether a sentence is true of three boxes: K questions, read from the sentence, are put to every patch of every box; the sums of
-    what the patches answer (sums, so that they can count) go with the questions through a transformer over the questions of a box, then
-    over the boxes."""
+    """Says whether a sentence is true of three boxes. The SIGNS of every patch are told first: what the rest knows of the picture. K
+    questions, read from the sentence, are put to the patches that show an item; what they answer is summed (so that it can be counted)
+    and, beside the signs row by row (so that a tower can be climbed), judged box by box; the judgements are summed in turn."""
 
-    def __init__(self, vision_width: int, text_width: int, n_patches: int, *, width: int = 96, n_questions: int = 6) -> None:
+    def __init__(self, vision_width: int, text_width: int, n_patches: int, *, width: int = 64, n_questions: int = 6) -> None:
         super().__init__()
         shape = TransformerShape(width, n_layers=2, n_heads=4, n_kv_heads=4, d_ff=2 * width, causal=False, feed_forward="gelu", dropout=0.1)
-        self.text_in, self.text = nn.Linear(text_width, width), Transformer(shape)
-        self.asking = nn.Parameter(torch.randn(n_questions, width) * 0.5)
-        self.patch_in = nn.Sequential(
-            nn.LayerNorm(vision_width), nn.Linear(vision_width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-        self.place = nn.Parameter(torch.randn(n_patches, width) * 0.1)
+        self.side = round(n_patches**0.5)
+        self.text_in, self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width)), Transformer(shape)
+        self.asking = nn.Parameter(torch.randn(n_questions, width))
+        self.signs = _two_layers(vision_width, width, len(SIGNS))
+        self.item, self.place = nn.Linear(len(SIGNS), width), nn.Parameter(torch.randn(n_patches, width) * 0.3)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
-        self.found = nn.Sequential(nn.Linear(width + 1, width), nn.GELU(), nn.Linear(width, width))
-        self.within, self.among = Transformer(shape), Transformer(shape)
-        self.out = nn.Linear(width, 1)
+        asked = n_questions * width
+        self.box = _two_layers(asked + n_questions * (width + 1) + self.side * len(SIGNS), 2 * width, width)
+        self.out = _two_layers(asked + width, 2 * width, 1)
 
-    def forward(self, patches: Tensor, states: Tensor, lengths: Tensor) -> Tensor:
-        """patches (B,X,P,d), states (B,T,width) of `lengths` (B,) → logits (B,)."""
-        n_boxes = patches.shape[1]
+    def forward(self, patches: Tensor, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """patches (B,X,P,d), states (B,T,width) of `lengths` (B,) → logits (B,), and those of the SIGNS of every patch (B,X,P,signs)."""
         words = self.text(self.text_in(states), lengths=lengths)  # (B,T,D)
         behind = torch.arange(words.shape[1], device=words.device) >= lengths[:, None]
         weights = (self.asking @ words.transpose(1, 2) / words.shape[2] ** 0.5).masked_fill(behind[:, None], -torch.inf).softmax(-1)
-        questions = self.asking + weights @ words  # (B,K,D)
-        x = self.patch_in(patches) + self.place  # (B,X,P,D)
-        match = torch.einsum("bkd,bxpd->bxkp", questions, self.key(x)) / x.shape[-1] ** 0.5
-        gate = match.sigmoid()
-        sums = torch.cat((gate @ self.value(x), gate.sum(-1, keepdim=True)), dim=-1) / 8  # (B,X,K,D+1)
-        box = self.found(sums) + questions[:, None]
-        box = self.within(box.flatten(0, 1)).mean(1).unflatten(0, (-1, n_boxes))  # (B,X,D)
-        sentence = questions.mean(1, keepdim=True)
-        return self.out(self.among(torch.cat((sentence, box), dim=1))[:, 0])[:, 0]
+        questions = weights @ words  # (B,K,D)
+
+        signs = self.signs(patches)  # (B,X,P,signs)
+        likely = signs.sigmoid().detach()  # learned from what is told, not from the judgement
+        x = self.item(likely) + self.place  # (B,X,P,D)
+        gate = (questions[:, None] @ self.key(x).transpose(2, 3) / x.shape[-1] ** 0.5).sigmoid()  # (B,X,K,P)
+        gate = gate * likely[..., : len(nlvr.COLOURS)].amax(-1)[:, :, None]  # nothing is asked of an empty patch
+        sums = torch.cat((gate @ self.value(x), gate.sum(-1, keepdim=True)), dim=-1)  # (B,X,K,D+1)
+        rows = likely.unflatten(2, (self.side, self.side)).sum(3)  # (B,X,side,signs)
+        asked = questions.flatten(1)
+        seen = (sums.flatten(2), rows.flatten(2), asked[:, None].expand(-1, x.shape[1], -1))
+        boxes = self.box(torch.cat(seen, dim=-1))  # (B,X,D)
+        return self.out(torch.cat((boxes.sum(1), asked), dim=-1))[:, 0], signs
+
+
+def _two_layers(n_in: int, n_hidden: int, n_out: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_out))
+
+
+SIGNS = (*nlvr.COLOURS, *nlvr.SHAPES, *nlvr.SIZES, "touching")
+
+
+def signs_of(box: nlvr.Box, n_patches: int) -> Tensor:
+    """(P,signs): what is true of the items whose middle lies in each patch. The head learns to tell them beside its judgement."""
+    side = round(n_patches**0.5)
+    out = torch.zeros(n_patches, len(SIGNS))
+    for item in box:
+        row, column = ((item[name] + item["size"] // 2) * side // nlvr.BOX for name in ("y_loc", "x_loc"))  # type: ignore[literal-required]
+        true = {item["color"], item["type"], item["size"], "touching" if nlvr.touches_edge(item) else ""}
+        out[row * side + column] += torch.tensor([float(sign in true) for sign in SIGNS])
+    return out.clamp(max=1.0)
 
 
 def train_head(
@@ -155,8 +204,12 @@ def train_head(
     best, best_accuracy = copy.deepcopy(head.state_dict()), 0.0
     for update in range(1, updates + 1):
         chosen = rng.choices(dev, k=BATCH // 2) + rng.choices(look_alikes, k=BATCH - BATCH // 2)
-        patches, states, lengths, labels = features.batch(chosen)
-        loss = F.binary_cross_entropy_with_logits(head.train()(patches * (not blind), states, lengths), labels)
+        batch = features.batch(chosen)
+        logits, signs = batch.logits(head.train(), blind)
+        loss = F.binary_cross_entropy_with_logits(logits, batch.labels)
+        told = ~batch.signs.isnan()
+        if not blind and told.any():
+            loss = loss + SIGNS_WEIGHT * F.binary_cross_entropy_with_logits(signs[told], batch.signs[told])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -177,8 +230,8 @@ def correct(features: FrozenFeatures, head: NLVRHead, examples: Sequence[Example
     """Whether the head judges each example right."""
     out: list[bool] = []
     for start in range(0, len(examples), 4 * BATCH):
-        patches, states, lengths, labels = features.batch(examples[start : start + 4 * BATCH])
-        out += ((head.eval()(patches * (not blind), states, lengths) > 0) == labels.bool()).tolist()
+        batch = features.batch(examples[start : start + 4 * BATCH])
+        out += ((batch.logits(head.eval(), blind)[0] > 0) == batch.labels.bool()).tolist()
     return out
 
 
@@ -194,16 +247,19 @@ def real_examples(features: FrozenFeatures, data: Path, name: str, limit: int | 
             raise DataError(
                 f"{row['image']}: is {picture.width}x{picture.height}, expected {nlvr.WIDTH}x{nlvr.BOX}; fetch it anew: muomni data get nlvr"
             )
-        examples.append(Example(boxes_of(features, picture), features.sentence(row["sentence"]), row["label"], row["identifier"]))
+        examples.append(
+            Example(boxes_of(features, picture, row.get("objects")), features.sentence(row["sentence"]), row["label"], row["identifier"])
+        )
         sentences.append(row["sentence"])
     if not examples:
         raise DataError(f"{data}/images/nlvr.{name}.jsonl.gz: holds no row; fetch it anew: muomni data get nlvr")
     return examples, sentences
 
 
-def boxes_of(features: FrozenFeatures, picture: Image.Image) -> tuple[int, ...]:
+def boxes_of(features: FrozenFeatures, picture: Image.Image, objects: nlvr.Boxes | None = None) -> tuple[int, ...]:
     """The numbers of the boxes of a 400 x 100 picture, from left to right."""
-    return tuple(features.box(picture.crop((x, 0, x + nlvr.BOX, nlvr.BOX))) for x in range(0, nlvr.WIDTH, nlvr.BOX + nlvr.GAP))
+    crops = [picture.crop((x, 0, x + nlvr.BOX, nlvr.BOX)) for x in range(0, nlvr.WIDTH, nlvr.BOX + nlvr.GAP)]
+    return tuple(features.box(crop, objects[i] if objects else None) for i, crop in enumerate(crops))
 
 
 def look_alikes(features: FrozenFeatures, n: int) -> list[Example]:
@@ -220,7 +276,7 @@ def look_alikes(features: FrozenFeatures, n: int) -> list[Example]:
     examples = []
     for _ in range(n):
         boxes, sentence, label = nlvr.example(rng, draw)
-        examples.append(Example(boxes_of(features, nlvr.render(boxes)), features.sentence(sentence), label))
+        examples.append(Example(boxes_of(features, nlvr.render(boxes), boxes), features.sentence(sentence), label))
     return examples
 
 

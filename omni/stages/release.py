@@ -114,12 +114,12 @@ STAGES: dict[str, ReleaseStage] = {
         world=("text", "text_chat"),
     ),
     # the baseline: the best of three learning rates, in short runs, then as many tokens as the Thinker reads
-    **{f"gpt-{rate:g}": _plain_gpt(300, rate) for rate in (1e-3, 2e-3, 4e-3)},
+    **{f"gpt-{rate:g}": _plain_gpt(200, rate) for rate in (1e-3, 2e-3, 4e-3)},
     "gpt": _plain_gpt(1800, GPT_RATE),
     "chat": ReleaseStage(
         "sft",
         _dialogues,
-        {"steps": 400, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 20},
+        {"steps": 300, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 20},
         init_from=("text",),
         world=("text_chat",),
     ),

@@ -1,7 +1,7 @@
 """Stage C: the vision encoder learns to match pictures with captions (CLIP, Radford et al. 2021) and to caption from its patches.
 
-The contrastive loss shapes only the CLS vector and is weak at count and position; the captioning loss runs through the frozen Thinker
-from the patch grid (CoCa, Yu et al. 2022, joins the same two losses)."""
+The contrastive loss shapes only the CLS vector and is weak at count and position; the captioning loss runs through the frozen Thinker, which is
+asked to describe the picture, into what it sees of the patches (CoCa, Yu et al. 2022, joins the same two losses)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,16 @@ from omni.training.stage import Context, Splits, Term
 
 def caption_vectors(model: OmniModel, batch: CaptionBatch) -> Tensor:
     """Unit vectors (B,E) of the captions, from the states of the Thinker, which does not change."""
-    lengths = (batch.labels != -100).sum(1)
     with torch.no_grad():
-        states = model.thinker.hidden_states(batch.input_ids, lengths=lengths)
-    return model.contrastive.text(states, lengths)
+        states = model.thinker.hidden_states(batch.caption_ids, lengths=batch.caption_lengths)
+    return model.contrastive.text(states, batch.caption_lengths)
 
 
-def caption_states(model: OmniModel, grid: Tensor, input_ids: Tensor) -> Tensor:
-    """The Thinker's states (B,T,d) over the captions, with the projected patches before them: all of `grid` (B,P,d), or their
-    `pooled_size`² means where the Thinker is to see these."""
-    if model.config.vision_encoder.image_tokens == "pooled":
-        grid = model.vision_encoder.pooled(grid)
-    patches = model.image_projector(grid)
-    tokens = model.thinker.tok_emb(input_ids)
-    return model.thinker.hidden_states(embeddings=torch.cat((patches.to(tokens.dtype), tokens), dim=1))[:, patches.shape[1] :]
+def caption_loss(model: OmniModel, cls: Tensor, grid: Tensor, batch: CaptionBatch) -> Term:
+    """Next-token loss of the captions as the Thinker's answers about the pictures, which it sees as it will ever after."""
+    images = model.image_projector(model.vision_encoder.tokens(cls, grid))
+    embeddings = model.embed(batch.input_ids, images=images, image_slots=batch.image_slots)
+    return next_token_loss(model.thinker.hidden_states(embeddings=embeddings), model.thinker.lm_head.weight, batch.labels)
 
 
 class VisionStage(OmniStage[CaptionBatch]):
@@ -62,7 +58,7 @@ class VisionStage(OmniStage[CaptionBatch]):
         images, texts = model.contrastive.image(cls), caption_vectors(model, batch)
         return {
             "contrastive": info_nce(images, texts, model.contrastive.log_scale, context),
-            "caption": next_token_loss(caption_states(model, grid, batch.input_ids), model.thinker.lm_head.weight, batch.labels),
+            "caption": caption_loss(model, cls, grid, batch),
         }
 
     def evaluate(self, model: OmniModel, batches: Iterable[CaptionBatch]) -> dict[str, float]:
@@ -73,7 +69,7 @@ class VisionStage(OmniStage[CaptionBatch]):
         total, count = 0.0, 0
         for batch in batches:
             cls, grid = model.vision_encoder(batch.pixels)
-            term = next_token_loss(caption_states(model, grid, batch.input_ids), model.thinker.lm_head.weight, batch.labels)
+            term = caption_loss(model, cls, grid, batch)
             total, count = total + float(term.sum), count + int(term.count)
             images.append(model.contrastive.image(cls).cpu())
             texts.append(caption_vectors(model, batch).cpu())

@@ -128,11 +128,13 @@ def test_a_caption_batch_predicts_every_token_and_the_end_of_turn(folder, tokeni
     data = CaptionDataset(rows_of(folder.jsonl("m.jsonl", rows), "image", "caption"), CONFIG, tokenizer)
     batch = collate_captions([data[0], data[1]])
     assert batch.pixels.shape == (2, 3, 32, 32) and not torch.equal(batch.pixels[0], batch.pixels[1])
-    for ids, labels, row in zip(batch.input_ids, batch.labels, rows, strict=True):
-        n = int((labels != IGNORE).sum())
-        assert ids[0] == tokenizer.bos_id and torch.equal(ids[1:n], labels[: n - 1])
-        assert labels[n - 1] == tokenizer.end_id and tokenizer.decode(labels[: n - 1].tolist()) == row["caption"]
-        assert (labels[n:] == IGNORE).all() and (ids[n:] == tokenizer.pad_id).all()
+    for i, row in enumerate(rows):
+        caption = batch.caption_ids[i, : batch.caption_lengths[i]]
+        assert caption[0] == tokenizer.bos_id and caption[-1] == tokenizer.end_id and tokenizer.decode(caption.tolist()) == row["caption"]
+        assert torch.equal(batch.labels[i][batch.labels[i] != IGNORE], caption[1:])
+        start = int(batch.image_slots[i, 1])
+        seen = batch.input_ids[i, start : start + CONFIG.vision_encoder.n_image_tokens]
+        assert (seen == tokenizer.media_id).all() and batch.input_ids[i, start - 1] == tokenizer.image_id
 
 
 def test_an_unreadable_picture_or_endless_caption_stops_with_file_and_line(folder, tokenizer):

@@ -155,12 +155,12 @@ def test_a_box_is_seen_once_in_whatever_order(omni: Omni) -> None:
     assert boxes_of(features, nlvr.render(boxes[::-1])) == one[::-1] == (2, 1, 0)
     sentence = features.sentence("There is a box.")
     features.compute()
-    head = NLVRHead(16, 16, features.patches.shape[1]).eval()
-    patches, states, lengths, _ = features.batch([Example(one, sentence, True), Example(one[::-1], sentence, True)])
-    a, b = head(patches, states, lengths).tolist()
-    assert a == pytest.approx(b, abs=1e-4)
-    padded = torch.cat((states, torch.ones_like(states)), dim=1)
-    torch.testing.assert_close(head(patches, padded, lengths), head(patches, states, lengths), atol=1e-5, rtol=1e-4)
+    head = NLVRHead(16, 32, features.patches.shape[1]).eval()
+    batch = features.batch([Example(one, sentence, True), Example(one[::-1], sentence, True)])
+    logits, _ = batch.logits(head, False)
+    assert logits[0].item() == pytest.approx(logits[1].item(), abs=1e-4)
+    padded = torch.cat((batch.states, torch.ones_like(batch.states)), dim=1)
+    torch.testing.assert_close(head(batch.patches, padded, batch.lengths)[0], logits, atol=1e-5, rtol=1e-4)
 
 
 def test_the_head_learns_what_it_sees(omni: Omni) -> None:

@@ -130,7 +130,7 @@ def render(objects: Boxes) -> Image.Image:
 Test = Callable[[Any], bool]
 NUMBER_WORDS = {word: n for n, word in enumerate(NUMBERS) if 1 <= n <= MOST_ITEMS}
 EDGES: dict[str, Callable[[Item], bool]] = {
-    "touching the edge": lambda item: _touches(item, "left", "right", "top", "bottom"),
+    "touching the edge": lambda item: touches_edge(item),
     "touching the base": lambda item: _touches(item, "bottom"),
     "touching right wall of a box": lambda item: _touches(item, "right"),
     "touching a corner": lambda item: _touches(item, "left", "right") and _touches(item, "top", "bottom"),
@@ -143,6 +143,11 @@ EDGE_WORDS = {
     "touching a corner": ("touching the corner", "touching a corner", "closely touching a corner", "closely touching a corner of a box"),
 }
 NOWHERE = ("not touching any edge", "not touching the edge", "not touching the wall")
+
+
+def touches_edge(item: Item) -> bool:
+    """Whether an item touches any edge of its box."""
+    return _touches(item, "left", "right", "top", "bottom")
 
 
 def _touches(item: Item, *sides: str) -> bool:
@@ -184,7 +189,7 @@ def _thing(words: str) -> Callable[[Item], bool]:
 
 def _where(words: str) -> Callable[[Item], bool]:
     if words in NOWHERE:
-        return lambda item: not EDGES["touching the edge"](item)
+        return lambda item: not touches_edge(item)
     return EDGES[next(key for key, wordings in EDGE_WORDS.items() if words in wordings)]
 
 
@@ -547,7 +552,7 @@ def _one_colour_touches(boxes: Boxes) -> bool:
 
 
 def _touching_colours(boxes: Boxes) -> set[str]:
-    return {item["color"] for box in boxes for item in box if EDGES["touching the edge"](item)}
+    return {item["color"] for box in boxes for item in box if touches_edge(item)}
 
 
 # --- of scattered items, or of both

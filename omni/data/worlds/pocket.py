@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import soundfile
 
+from omni.chat import DESCRIBE, TRANSCRIBE
 from omni.data.split import held_out
 from omni.data.worlds import text
 from omni.data.worlds.questions import Balance, Question, caption, questions
@@ -329,13 +330,13 @@ class _Generator:
                     yield _conversation("image_qa_spoken", [picture.part(), clip.part()], q.sentence, **slots)
             q, chance = picture.asked[0], rng.random()
             if chance < 0.3:
-                yield _conversation("caption", [picture.part(), _typed(text.DESCRIBE)], caption(picture.scene))
+                yield _conversation("caption", [picture.part(), _typed(DESCRIBE)], caption(picture.scene))
             elif chance < 0.4:
-                yield _conversation("refusal", [_typed(rng.choice((q.question, q.question, text.DESCRIBE)))], text.NO_PICTURE)
+                yield _conversation("refusal", [_typed(rng.choice((q.question, q.question, DESCRIBE)))], text.NO_PICTURE)
             elif chance < 0.47 and q.question in spoken:
                 yield _conversation("refusal", [rng.choice(spoken[q.question]).part()], text.NO_PICTURE)
             elif chance < 0.5:
-                yield _conversation("refusal", [_typed(text.TRANSCRIBE)], text.NO_SOUND)
+                yield _conversation("refusal", [_typed(TRANSCRIBE)], text.NO_SOUND)
 
     def _about_held_out_pictures(self, pictures: list[_Picture], spoken: list[_Clip]) -> Iterator[Row]:
         for picture, clip in zip(pictures, spoken, strict=True):
@@ -344,11 +345,11 @@ class _Generator:
             yield _conversation("image_qa", [picture.part(), _typed(q.question)], q.sentence, **more)
             yield _conversation("image_qa_spoken", [picture.part(), clip.part()], q.sentence, **more)
         for picture in pictures[::4]:
-            yield _conversation("caption", [picture.part(), _typed(text.DESCRIBE)], caption(picture.scene))
+            yield _conversation("caption", [picture.part(), _typed(DESCRIBE)], caption(picture.scene))
             yield _conversation("refusal", [_typed(picture.asked[0].question)], text.NO_PICTURE)
 
     def _transcription(self, clip: _Clip) -> Row:
-        return _conversation("transcribe", [clip.part(), _typed(text.TRANSCRIBE)], clip.text, answer=clip.text)
+        return _conversation("transcribe", [clip.part(), _typed(TRANSCRIBE)], clip.text, answer=clip.text)
 
     # --- files
 

@@ -21,8 +21,6 @@ OPPOSITES = {"big": "small", "left": "right", "top": "bottom", "happy": "sad", "
 
 NO_PICTURE = "I cannot see a picture."
 NO_SOUND = "I cannot hear anything."
-TRANSCRIBE = "Write down what you hear."
-DESCRIBE = "Describe the picture."
 
 Exchange = list[tuple[str, str]]  # what the user and the assistant say in turn
 
