@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from omni.config import STAGES as STAGE_NAMES
-from omni.config import RunConfig, load_run
+from omni.config import load_run
 from omni.errors import ConfigError
 
 RECIPES = ("pocket", "release")
@@ -30,6 +30,7 @@ def train(
         Path | None, typer.Option(help="folder of a recipe's data, runs and model; default runs/pocket-PRESET, runs/release")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of a recipe")] = 0,
+    publish: Annotated[Path | None, typer.Option(help="write what recipe release has trained into this folder, in bfloat16")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
 ) -> None:
     """Train a stage or a recipe. Interrupted, the same command continues from the last checkpoint."""
@@ -37,7 +38,7 @@ def train(
         if config is not None or overrides:
             raise ConfigError(f"recipe {target} takes no --config and no dotted settings; these belong to a stage")
         if target == "release":
-            train_release(stage, data, out or Path("runs/release"), seed, as_json)
+            train_release(stage, data, out or Path("runs/release"), seed, publish, as_json)
         else:
             train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed, as_json)
     elif target in STAGE_NAMES:
@@ -50,29 +51,32 @@ def train(
 
 def train_stage(stage: str, config: Path, overrides: list[str], as_json: bool = False) -> None:
     """Run the stage that `config` describes; it must be `stage`."""
-    run = load_run(config, overrides)
-    if run.stage != stage:
-        raise ConfigError(f"{config}: its stage is {run.stage!r}, but {stage!r} was asked for")
-    _train(run, as_json)
-
-
-def train_release(stage: str | None, data: Path, out: Path, seed: int, as_json: bool = False) -> None:
-    """Run one stage of recipe release."""
-    from omni.stages.release import STAGES, release_run
-
-    if stage is None:
-        raise ConfigError(f"recipe release trains one stage at a time; name it with --stage: {', '.join(STAGES)}")
-    _train(release_run(stage, data, out, seed), as_json)
-
-
-def _train(run: RunConfig, as_json: bool) -> None:
     from omni.cli.output import print_json
     from omni.stages import STAGES
     from omni.training.trainer import train as run_training
 
+    run = load_run(config, overrides)
+    if run.stage != stage:
+        raise ConfigError(f"{config}: its stage is {run.stage!r}, but {stage!r} was asked for")
     result = run_training(STAGES[run.stage](run))
     if as_json:
-        print_json({"stage": run.stage, "folder": run.out_dir, "steps": result.steps, "seconds": result.seconds, "metrics": result.metrics})
+        print_json({"stage": stage, "folder": run.out_dir, "steps": result.steps, "seconds": result.seconds, "metrics": result.metrics})
+
+
+def train_release(stage: str | None, data: Path, out: Path, seed: int, published: Path | None, as_json: bool = False) -> None:
+    """Run one stage of recipe release, or publish what is trained."""
+    from omni.cli.output import note, print_json
+    from omni.stages.release import STAGES, publish, train_step
+
+    if (stage is None) == (published is None):
+        raise ConfigError(f"recipe release takes either --stage ({', '.join(STAGES)}), one at a time, or --publish FOLDER")
+    if stage is not None:
+        row = train_step(stage, data, out, seed)
+        if as_json:
+            print_json(row)
+    elif published is not None:
+        publish(out, published)
+        note(f"wrote {published}")
 
 
 def train_pocket(preset: str, out: Path, seed: int, as_json: bool = False) -> None:

@@ -22,7 +22,16 @@ from omni.image import decode_image, load_image
 Row = dict[str, Any]
 
 DRAWING_SIZE = 224  # pixels of the longer side at most
-OPENMOJI_EXTRAS = ["animals-nature", "food-drink", "gardening", "healthcare", "objects", "travel-places", "climate-environment", "technology"]
+OPENMOJI_EXTRAS = [
+    "animals-nature",
+    "food-drink",
+    "gardening",
+    "healthcare",
+    "objects",
+    "travel-places",
+    "climate-environment",
+    "technology",
+]
 FIRST_SENTENCE = re.compile(r"[\w“].*?(?:(?<!St)[.!?]”?(?=\s|$)|$)")
 ARTICLE = re.compile(r"(?:an?|the|some) ", re.IGNORECASE)
 

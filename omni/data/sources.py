@@ -76,7 +76,7 @@ SOURCES = {
         Source(
             "clipart",
             "stamps of a painting program for children, with captions",
-            "945 pictures",
+            "932 pictures",
             "GPL-2",
             (Debian("tuxpaint-stamps-default", "2022.06.04-1", ("share/tuxpaint/stamps",)),),
             conversions.clipart,

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omni.audio import SILENCE
 from omni.characters import encode_characters
+from omni.data.datasets import slots_needed
 from omni.data.manifests import open_rows
 from omni.data.release import READERS, speech_rows
 from omni.errors import DataError
@@ -35,7 +36,7 @@ from omni.inference.omni import Omni
 log = logging.getLogger(__name__)
 
 BATCH = 16
-VOICES = Path("evaluation_data/voices/manifest.jsonl")
+VOICES = Path("evaluation_data/voices")
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,20 @@ def speech_sets(data: Path, *, unseen_lj: bool = False) -> Sets:
     return sets | ({"lj_all": clips("lj", True, False)} if unseen_lj else {})
 
 
-def voice_sets(manifest: Path) -> Sets:
-    """A set for every voice of a manifest {"audio", "text", "speaker", "engine"}. Raises DataError for a missing one."""
+def voice_sets(folder: Path) -> Sets:
+    """All clips of the manifests {"audio", "text", "speaker"} in `folder` as the set `voices`, and a set for every voice. Raises DataError for a
+    folder without manifests."""
     sets: Sets = defaultdict(list)
-    rows = open_rows(str(manifest), ("audio", "text", "speaker", "engine"))
-    for row in rows:
-        sets[f"voice-{row['engine']}-{row['speaker']}"].append(Clip(rows.path(row["audio"]), row["text"], row["text"]))
-    return dict(sorted(sets.items()))
+    manifests = sorted(folder.glob("*.jsonl"))
+    if not manifests:
+        raise DataError(f"{folder}: no manifest of voices there; make them with: muomni data voices --held-out --out {folder}")
+    for manifest in manifests:
+        rows = open_rows(str(manifest), ("audio", "text", "speaker"))
+        for row in rows:
+            clip = Clip(rows.path(row["audio"]), row["text"], row["text"])
+            for name in ("voices", f"voice-{row['speaker']}"):
+                sets[name].append(clip)
+    return dict(sorted(sets.items(), key=lambda item: (item[0] != "voices", item[0])))
 
 
 def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:
@@ -118,12 +126,6 @@ def rates(clips: Sequence[Clip], heard: Sequence[str]) -> Rates:
     wer, wer_95 = measure([e.word_errors for e in each], [e.words for e in each])
     cer, cer_95 = measure([e.character_errors for e in each], [e.characters for e in each])
     return Rates(wer, wer_95, cer, cer_95)
-
-
-def slots_needed(text: str) -> int:
-    """Slots that CTC needs to spell `text`: one a character, and a blank between equal neighbours."""
-    ids = encode_characters(text)
-    return len(ids) + sum(a == b for a, b in itertools.pairwise(ids))
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None) -
         items=len(clips),
         hours=round(heard.audio_s / 3600, 4),
         words=sum(len(normalise(clip.text).split()) for clip in clips),
-        infeasible=sum(slots_needed(c.text) > len(x) for c, x in zip(clips, heard.log_probabilities, strict=True)),
+        infeasible=sum(slots_needed(encode_characters(c.text)) > len(x) for c, x in zip(clips, heard.log_probabilities, strict=True)),
         real_time_factor=round(heard.audio_s / heard.wall_s, 1),
         greedy=rates(clips, heard.texts),
         beam_real_time_factor=beam_pace,
@@ -212,12 +214,8 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[s
 def asr_suite(
     omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, unseen_lj: bool = False, voices: Path = VOICES
 ) -> dict[str, Any]:
-    """Every set of the data folder, and the committed voices if their manifest is there; `limit` clips of each."""
-    sets = speech_sets(data, unseen_lj=unseen_lj)
-    if voices.is_file():
-        sets |= voice_sets(voices)
-    else:
-        log.warning("%s: not there, so the synthetic voices are left out", voices)
+    """Every set of the data folder and of the folder of unseen voices, which the repository holds; `limit` clips of each."""
+    sets = speech_sets(data, unseen_lj=unseen_lj) | voice_sets(voices)
     return evaluate_asr(omni, {name: spread(clips, limit) for name, clips in sets.items()}, judge=judge)
 
 

@@ -34,14 +34,12 @@ from omni.nn.transformer import Transformer, TransformerShape
 
 log = logging.getLogger(__name__)
 
-LOOK_ALIKES, LOOK_ALIKE_BOXES = (
-    12_000,
-    3_000,
-)  # made-up examples, and made-up scattered boxes that they share (of towers there are only 120)
+LOOK_ALIKES = 12_000  # made-up examples
+POOL = 1_000  # made-up pictures whose boxes they share, of towers and of scattered items each
 UPDATES, CHECK_EVERY = 2_000, 100
 BATCH = 64  # half from dev, half look-alikes
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 0.05, 50
-SIGNS_WEIGHT = 3.0
+SIGNS_WEIGHT = 3.0  # of the loss that teaches the head to tell the items
 STOPPING_FRACTION = 0.15  # of the dev sentences
 SEED = 0
 
@@ -247,9 +245,8 @@ def real_examples(features: FrozenFeatures, data: Path, name: str, limit: int | 
             raise DataError(
                 f"{row['image']}: is {picture.width}x{picture.height}, expected {nlvr.WIDTH}x{nlvr.BOX}; fetch it anew: muomni data get nlvr"
             )
-        examples.append(
-            Example(boxes_of(features, picture, row.get("objects")), features.sentence(row["sentence"]), row["label"], row["identifier"])
-        )
+        told = row.get("objects") if name == "dev" else None
+        examples.append(Example(boxes_of(features, picture, told), features.sentence(row["sentence"]), row["label"], row["identifier"]))
         sentences.append(row["sentence"])
     if not examples:
         raise DataError(f"{data}/images/nlvr.{name}.jsonl.gz: holds no row; fetch it anew: muomni data get nlvr")
@@ -265,10 +262,8 @@ def boxes_of(features: FrozenFeatures, picture: Image.Image, objects: nlvr.Boxes
 def look_alikes(features: FrozenFeatures, n: int) -> list[Example]:
     """`n` generated examples."""
     rng = Random(SEED)
-    pools = {
-        towers: [nlvr.random_boxes(rng, towers) for _ in range(max(1, LOOK_ALIKE_BOXES * n // LOOK_ALIKES // 3))]
-        for towers in (False, True)
-    }
+    size = max(3, POOL * n // LOOK_ALIKES)
+    pools = {towers: [nlvr.random_boxes(rng, towers) for _ in range(size)] for towers in (False, True)}
 
     def draw(rng: Random, towers: bool) -> nlvr.Boxes:
         return [rng.choice(rng.choice(pools[towers])) for _ in range(nlvr.N_BOXES)]

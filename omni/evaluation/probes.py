@@ -33,7 +33,7 @@ from omni.vision_encoder import ViTTiny
 TRAINING, TESTS = 6_000, 1_000
 MOST_THINGS = 6
 SEED = "scenes of the probes"  # no training draws from it
-PENALTIES = (1e-4, 1e-3, 1e-2)
+PENALTIES = (1e-6, 1e-5, 1e-4)
 HELD_BACK = 5  # one of so many training scenes chooses the penalty
 STEPS = 60
 BATCH = 32
@@ -106,7 +106,7 @@ class LinearProbe:
 
     def __init__(self, x: Tensor, targets: Tensor, n_classes: int, penalty: float) -> None:
         """x (N,F), targets (N,Q)."""
-        self.mean, self.scale = x.mean(0), x.std(0).clamp(min=1e-4)
+        self.mean, self.scale = x.mean(0), x.std(0).clamp(min=1e-4) * x.shape[1] ** 0.5  # rows of about unit length
         self.shape = targets.shape[1], n_classes
         self.weight = torch.zeros(x.shape[1] + 1, targets.shape[1] * n_classes, requires_grad=True)
         optimizer = torch.optim.LBFGS([self.weight], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")

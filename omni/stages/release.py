@@ -9,17 +9,26 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omni.config import RunConfig, parse
+import soundfile
+import torch
+
+from omni.checkpoint import write_json
+from omni.config import RunConfig, parse, read_json
 from omni.data import release
 from omni.data.split import held_out
 from omni.data.worlds.pocket import World, generate_pocket
 from omni.data.worlds.voices import TRAINING_CLIPS
 from omni.errors import ConfigError, DataError
+from omni.omni_model import COMPONENTS
+from omni.stages import STAGES as TRAINER_STAGES
+from omni.stages.recipes import assemble
+from omni.training.trainer import train
 
 Row = dict[str, Any]
 PRESET = "tiny"
@@ -87,9 +96,9 @@ def _clips(folders: Folders) -> Iterable[Row]:
 
 
 def _within(manifest: Path, medium: str) -> Iterable[Row]:
-    """Rows with the paths of their media made absolute."""
+    """Rows, with the paths of their media made absolute."""
     for row in release.read_jsonl(manifest):
-        yield row | {medium: str((manifest.parent / row[medium]).resolve())}
+        yield row | ({medium: str((manifest.parent / row[medium]).resolve())} if medium in row else {})
 
 
 def _captioned(folders: Folders) -> Iterable[Row]:
@@ -132,7 +141,7 @@ STAGES: dict[str, ReleaseStage] = {
     "vision": ReleaseStage(
         "vision",
         _captioned,
-        {"steps": 1600, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1.5e-3, "warmup_steps": 100},
+        {"steps": 1400, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1.5e-3, "warmup_steps": 100},
         init_from=("chat",),
         model={"vision_encoder": {"image_tokens": "pooled"}},
     ),
@@ -163,6 +172,36 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
         part.write_text(content, encoding="utf-8")
         part.replace(path)
     return [paths[0], *(folders.world.manifest(name) for name in stage.world)], paths[1:]
+
+
+def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
+    """Train a step, or take note that it is done; what it took is also written to result.json in its run folder."""
+    run = release_run(step, data, work, seed)
+    trained = train(TRAINER_STAGES[run.stage](run))
+    row: Row = {"step": step, "steps": trained.steps, "seconds": round(trained.seconds), "metrics": trained.metrics, "data": _amount(run)}
+    write_json(work / step / "result.json", row)
+    return row
+
+
+def _amount(run: RunConfig) -> Row:
+    """Rows of the training manifests, and the hours of their clips (repeated ones as often as they occur)."""
+    rows = [row for name in run.data.train for row in _within(Path(name), "audio")]
+    clips = Counter(row["audio"] for row in rows if "audio" in row)
+    seconds = sum(n * soundfile.info(path).duration for path, n in clips.items())
+    return {"rows": len(rows)} | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
+
+
+PUBLISHED = ("chat", "audio", "vision")
+
+
+def publish(work: Path, out: Path) -> None:
+    """The trained Thinker, audio encoder and vision encoder (with its contrastive heads) as one model in bfloat16, with how each was trained."""
+    results = [work / step / "result.json" for step in ("text", *PUBLISHED)]
+    for path in results:
+        if not path.exists():
+            raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage {path.parent.name}")
+    extra = {"recipe": "release", "training": [read_json(path) for path in results]}
+    assemble([work / step for step in PUBLISHED], out, (*COMPONENTS, "contrastive"), dtype=torch.bfloat16, extra=extra)
 
 
 def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:

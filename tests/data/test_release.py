@@ -40,7 +40,10 @@ def data(tmp_path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n\n".join(f"A line of {novel} goes\nover two rows, part {i}." for i in range(300)))
     for reader in release.READERS:
-        texts = [f"The {reader} reader says a sentence about {word}." for word in ["tea", "sea", "bees", "trees", "keys", "peas", "knees", "fleas"]]
+        texts = [
+            f"The {reader} reader says a sentence about {word}."
+            for word in ["tea", "sea", "bees", "trees", "keys", "peas", "knees", "fleas"]
+        ]
         texts += ["Only the dev file says this sentence."] if reader == "heart" else []
         rows = [
             {"audio": f"{reader}/{i}.flac", "text": t, "speaker": reader, "sentence_id": str(i), "duration_s": 1.0}

@@ -10,9 +10,10 @@ import torch
 from omni.audio import save_audio
 from omni.characters import BLANK_ID, N_CHARACTERS, encode_characters
 from omni.config import ModelConfig
+from omni.data.datasets import slots_needed
 from omni.errors import DataError
 from omni.evaluation import asr
-from omni.evaluation.asr import Clip, asr_suite, evaluate_asr, evaluate_set, rates, slots_needed, speech_sets, spread, tune, voice_sets
+from omni.evaluation.asr import Clip, asr_suite, evaluate_asr, evaluate_set, rates, speech_sets, spread, tune, voice_sets
 from omni.evaluation.judge import WHISPER_TINY
 from omni.inference.omni import Omni
 from omni.omni_model import OmniModel
@@ -91,7 +92,8 @@ def test_perfect_hearing_has_no_errors(clips):
 
 @pytest.mark.parametrize("text", ["ab", "aab", "Hello", "aaaa", "a"])
 def test_slots_are_enough_exactly_where_ctc_has_a_path(text):
-    ids, needed = encode_characters(text), slots_needed(text)
+    ids = encode_characters(text)
+    needed = slots_needed(ids)
     for n in (needed - 1, needed):
         nats = ctc_nats(torch.zeros(1, n + 1, N_CHARACTERS), torch.tensor([n]), torch.tensor([ids]), torch.tensor([len(ids)]), BLANK_ID)
         assert (float(nats) > 0) == (n == needed)
@@ -114,11 +116,14 @@ def test_a_limit_takes_clips_from_everywhere(clips):
     assert spread(clips, None) == spread(clips, 99) == clips
 
 
+def write_voices(clips: list[Clip]) -> None:
+    rows = [{"audio": c.audio.name, "text": c.text, "speaker": f"flute-{s}"} for c, s in zip(clips, "aabbb", strict=True)]
+    (clips[0].audio.parent / "flute.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def test_every_voice_is_a_set(clips):
-    manifest = clips[0].audio.parent / "manifest.jsonl"
-    rows = [{"audio": c.audio.name, "text": c.text, "speaker": s, "engine": "flute"} for c, s in zip(clips, "aabbb", strict=True)]
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert voice_sets(manifest) == {"voice-flute-a": clips[:2], "voice-flute-b": clips[2:]}
+    write_voices(clips)
+    assert voice_sets(clips[0].audio.parent) == {"voices": clips, "voice-flute-a": clips[:2], "voice-flute-b": clips[2:]}
 
 
 def test_all_of_lj_is_heard_only_when_asked_for(omni, clips, tmp_path, monkeypatch):
@@ -129,9 +134,10 @@ def test_all_of_lj_is_heard_only_when_asked_for(omni, clips, tmp_path, monkeypat
     monkeypatch.setattr(asr, "speech_rows", speech_rows)
     assert {name: len(clips) for name, clips in speech_sets(tmp_path).items()} == {"kathleen": 2, "lj": 2, "heart": 2}
     assert len(speech_sets(tmp_path, unseen_lj=True)["lj_all"]) == 5
-    result = asr_suite(omni, tmp_path, limit=1, voices=tmp_path / "none.jsonl")
-    assert result["items"] == 3
-    assert list(result["metrics"]) == ["kathleen", "lj", "heart"]
+    write_voices(clips)
+    result = asr_suite(omni, tmp_path, limit=1, voices=clips[0].audio.parent)
+    assert result["items"] == 6
+    assert list(result["metrics"]) == ["kathleen", "lj", "heart", "voices", "voice-flute-a", "voice-flute-b"]
 
 
 def test_what_cannot_be_heard_is_one_clear_error(omni, clips, tmp_path):
@@ -143,8 +149,8 @@ def test_what_cannot_be_heard_is_one_clear_error(omni, clips, tmp_path):
         evaluate_asr(omni, {})
     with pytest.raises(DataError, match=r"gone\.wav"):
         evaluate_asr(omni, {"tones": [*clips, Clip(tmp_path / "gone.wav", "a", "a")]})
-    with pytest.raises(DataError, match=r"manifest\.jsonl: no such manifest"):
-        voice_sets(tmp_path / "manifest.jsonl")
+    with pytest.raises(DataError, match=r"none: no manifest of voices there"):
+        voice_sets(tmp_path / "none")
 
 
 # --- the judge
