@@ -275,6 +275,7 @@ class TrainConfig(Config):
     freeze: tuple[str, ...] = ()  # components that this run does not change
     batch_size: PositiveInt = 32
     micro_batch_size: PositiveInt = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     final_learning_rate_fraction: float = Field(0.1, ge=0.0, le=1.0)
     warmup_steps: int = Field(50, ge=0)

@@ -7,19 +7,35 @@ images/NAME.jsonl        {"image", "caption", "name", "set"} of drawings; NLVR {
 
 from __future__ import annotations
 
+import csv
+import gzip
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import soundfile
 from PIL import Image
 
+from omni.audio import load_audio
 from omni.errors import DataError
 from omni.image import decode_image, load_image
 
 Row = dict[str, Any]
+Keep = Callable[[str, Iterable[Row]], list[Row]]
+
+SPEECH_RATE_HZ = 16_000
+NOVELS = (
+    "Burnett_Garden_1911 Burnett_Lord_1886 Burnett_Princess_1905 Cbronte_Jane_1847 Chesterton_Innocence_1911 Dickens_Expectations_1861 "
+    "Dickens_Oliver_1839 Doyle_Hound_1902 Doyle_Lost_1912 Forster_View_1908 Haggard_Mines_1885 Kipling_Captains_1896 Stevenson_Arrow_1888 "
+    "Stevenson_Treasure_1883 Ward_Milly_1881"
+).split()
+STRAIGHT = str.maketrans({"…": "...", "’": "'"})
+STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'"})
+NLVR_ORDERS = 3  # of the six orders of the boxes that each example is drawn in
 
 DRAWING_SIZE = 224  # pixels of the longer side at most
 OPENMOJI_EXTRAS = [
@@ -40,10 +56,133 @@ class UndrawableError(DataError):
     """An SVG that the renderer does not take."""
 
 
+# --- speech
+
+
+def kathleen(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """48 kHz stereo WAV, each with its text beside it; a sentence has several takes. Becomes FLAC."""
+
+    def rows() -> Iterator[Row]:
+        for text in sorted((homes[0] / "data").glob("*.txt")):
+            sentence_id = text.stem.rpartition("_")[0]
+            yield _clip(f"kathleen/{text.stem}.flac", _read(text).strip(), "kathleen", sentence_id)
+
+    _write_speech(out / "speech/kathleen.jsonl", keep("speech/kathleen.jsonl", rows()), homes[0] / "data", format="FLAC", subtype="PCM_16")
+
+
+def lj(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """22 kHz WAV; the table gives each text as printed and as read. Becomes Opus."""
+    folder = homes[0] / "LJSpeech-1.1"
+    table = csv.reader(_read(folder / "metadata.csv").splitlines(), delimiter="|", quoting=csv.QUOTE_NONE)
+    rows = (_clip(f"lj/{fields[0]}.opus", fields[-1], "lj", fields[0]) for fields in table if fields)
+    _write_speech(out / "speech/lj.jsonl", keep("speech/lj.jsonl", rows), folder / "wavs", format="OGG", subtype="OPUS")
+
+
+def teacher(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Speech that was made, not fetched; its home raises before this."""
+    raise AssertionError(homes)
+
+
+def _clip(audio: str, text: str, speaker: str, sentence_id: str) -> Row:
+    return {"audio": audio, "text": text, "speaker": speaker, "sentence_id": sentence_id}
+
+
+def _write_speech(manifest: Path, rows: Sequence[Row], sounds: Path, **encoding: str) -> None:
+    for row in rows:
+        path = manifest.parent / row["audio"]
+        waveform = load_audio(sounds / f"{path.stem}.wav", SPEECH_RATE_HZ)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, waveform, SPEECH_RATE_HZ, **encoding)
+        row["duration_s"] = round(len(waveform) / SPEECH_RATE_HZ, 3)
+    write_rows(manifest, rows)
+
+
+# --- text
+
+
+def dialogues(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Schema-guided dialogues, of which only the words are taken."""
+    roles = {"USER": "user", "SYSTEM": "assistant"}
+    for split in ("train", "dev"):
+
+        def rows(files: Sequence[Path]) -> Iterator[Row]:
+            for dialogue in (dialogue for file in files for dialogue in _read_json(file)):
+                messages = [{"role": roles[turn["speaker"]], "content": turn["utterance"]} for turn in dialogue["turns"]]
+                yield {"id": dialogue["dialogue_id"], "services": dialogue["services"], "messages": messages}
+
+        manifest = f"text/dialogues.{split}.jsonl.gz"
+        write_rows(out / manifest, keep(manifest, rows(sorted((homes[0] / split).glob("dialogues_*.json")))))
+
+
+def stories(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Picture books: one Markdown file each, whose pages begin with `##` and whose last lines are the licence and the author."""
+    repositories = ("global-asp/asp-source", "global-asp/pb-source")
+
+    def rows() -> Iterator[Row]:
+        for repository, home in zip(repositories, homes, strict=True):
+            for file in sorted((home / "en").glob("*.md")):
+                text = _read(file).translate(STRAIGHT)
+                story = parse_story(text.translate(STRAIGHT_QUOTES) if repository.endswith("asp-source") else text)
+                yield {**story, "source": f"{repository}:en/{file.name}"}
+
+    write_rows(out / "text/stories.jsonl", keep("text/stories.jsonl", rows()))
+
+
+def parse_story(markdown: str) -> Row:
+    """Title, text (a page a line), licence and author of a picture book."""
+    book, _, imprint = markdown.partition("* License:")
+    title, *pages = book.strip().split("\n##\n")
+    lines = [" ".join(page.split()) for page in pages]
+    author = re.search(r"^\* Text: *(.*?) *$", imprint, re.MULTILINE)
+    return {
+        "title": title.strip("# \n"),
+        "text": "\n".join(line for line in lines if line),
+        "license": imprint.partition("\n")[0].strip(" []"),
+        "author": author[1] if author else "",
+    }
+
+
+def novels(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Plain texts."""
+    (out / "text/novels").mkdir(parents=True)
+    for name in NOVELS:
+        try:
+            shutil.copyfile(homes[0] / f"corpus/{name}.txt", out / f"text/novels/{name}.txt")
+        except OSError as error:
+            raise DataError(f"corpus/{name}.txt: cannot be read ({error.strerror})") from None
+
+
 # --- pictures
 
 
-def emoji(homes: Sequence[Path], out: Path) -> None:
+def nlvr(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Pictures of coloured shapes, each with a sentence about them that is true or false."""
+    for split in ("dev", "hidden"):
+        folder = homes[0] / "nlvr" / split
+        pictures = {file.name: file for file in folder.rglob("*.png")}
+
+        def rows(files: Sequence[Path], split: str = split) -> Iterator[Row]:
+            for example in (json.loads(line) for file in files for line in _read(file).splitlines() if line.strip()):
+                for order in range(NLVR_ORDERS):
+                    yield {
+                        "image": f"nlvr/{split}/{split}-{example['identifier']}-{order}.png",
+                        "sentence": example["sentence"],
+                        "label": str(example["label"]).lower() == "true",
+                        "identifier": example["identifier"],
+                        **({"objects": example["structured_rep"]} if order == 0 else {}),
+                    }
+
+        manifest = f"images/nlvr.{split}.jsonl.gz"
+        released = keep(manifest, rows(sorted(folder.glob("*.json"))))
+        for row in released:
+            name = Path(row["image"]).name
+            if name not in pictures:
+                raise DataError(f"{split}: has no picture {name}")
+            _write(out / "images" / row["image"], pictures[name].read_bytes())
+        write_rows(out / manifest, released)
+
+
+def emoji(homes: Sequence[Path], out: Path, keep: Keep) -> None:
     """Two sets of drawings of the same things; both take the Unicode short name, so that one name is one concept."""
     google, openmoji = homes
     described = _read_json(openmoji / "data/openmoji.json")
@@ -66,7 +205,7 @@ def emoji(homes: Sequence[Path], out: Path) -> None:
     _write_drawings(out / "images/emoji.jsonl", drawings())
 
 
-def clipart(homes: Sequence[Path], out: Path) -> None:
+def clipart(homes: Sequence[Path], out: Path, keep: Keep) -> None:
     """Stamps of a painting program for children; the first line of the text beside each is English."""
     stamps = homes[0] / "share/tuxpaint/stamps"
 
@@ -134,8 +273,9 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """`rows` as JSONL."""
-    _write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+    """`rows` as JSONL, gzipped if the name says so; the same rows make the same bytes."""
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    _write(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -143,8 +283,15 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable JSON ({error})") from None
+        return json.loads(_read(path))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error})") from None

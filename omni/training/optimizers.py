@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and the learning rate over a run."""
+"""AdamW with decay on matrices only, Muon for the matrices of transformer blocks, and the learning rate over a run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,47 @@ from torch.nn.modules.conv import _ConvNd
 
 from omni.config import TrainConfig
 from omni.errors import ConfigError
+from omni.nn.transformer import Block
 from omni.training.stage import Objective
 
+MUON_MOMENTUM = 0.95
 
-def adamw(model: nn.Module, objective: Objective, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over the objective's parameters; weights of linear and convolution layers decay, embeddings (also
+
+def make_optimizers(model: nn.Module, objective: Objective, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """What updates the objective's parameters, each of which belongs to exactly one optimizer: AdamW all of them, or with
+    `config.optimizer` "muon" the matrices of transformer blocks Muon and the rest (embeddings, heads, convolutions, norms, biases) AdamW.
+    Raises ConfigError for Muon on sharded parameters."""
+    if config.optimizer == "adamw":
+        return [adamw(model, objective.parameters, config)]
+    if config.parallel == "fsdp":
+        raise ConfigError("train.optimizer: muon needs whole matrices, which fsdp shards; use ddp, or adamw")
+    in_blocks = {id(p) for m in model.modules() if isinstance(m, Block) for p in m.parameters() if p.ndim == 2}
+    matrices = [p for p in objective.parameters if id(p) in in_blocks]
+    others = [p for p in objective.parameters if id(p) not in in_blocks]
+    found: list[torch.optim.Optimizer] = [adamw(model, others, config)] if others else []
+    if matrices:
+        found.append(muon(matrices, config))
+    return found
+
+
+def muon(matrices: list[nn.Parameter], config: TrainConfig) -> torch.optim.Muon:
+    """Muon (Jordan et al. 2024): momentum whose matrix is made orthogonal. Steps are scaled to the size of AdamW's (Liu et al. 2025, §2.2), so that
+    one learning rate serves both."""
+    return torch.optim.Muon(
+        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+def adamw(model: nn.Module, parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over `parameters` of the model; weights of linear and convolution layers decay, embeddings (also
     tied ones), norms, biases and other parameters do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)} - embeddings
     groups = [
-        {"params": [p for p in objective.parameters if id(p) in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for p in objective.parameters if id(p) not in matrices], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) in matrices], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
     ]
-    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in objective.parameters)
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused or None
     )

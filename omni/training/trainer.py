@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from omni.training import memory
 from omni.training.batches import EpochOrder, Prefetcher, Share, ValidationBatches, read_examples
 from omni.training.gradients import GlobalGradients
 from omni.training.guards import Guard, LossScaler, autocast, autocast_dtype, nan_watch
-from omni.training.optimizers import adamw, check_objectives, learning_rate
+from omni.training.optimizers import check_objectives, learning_rate, make_optimizers
 from omni.training.parallel import Parallel, full, like, local
 from omni.training.random_state import all_rng_states, deterministic, seed_everything, set_all_rng_states
 from omni.training.report import Reporter
@@ -193,14 +193,14 @@ class Trainer(Generic[B]):
         return memory.estimate(self.model, saved.total, min(self.config.micro_batch_size, own), distributed.world_size(), sharded)
 
     def _build_optimizers(self) -> None:
-        """Wrap the model and make one optimizer an objective. Only one objective's parameters require gradients at a time."""
+        """Wrap the model and make the optimizers of every objective. Only one objective's parameters require gradients at a time."""
         self.parallel = Parallel(self.model, self.config.parallel, self.device, self.stage.shard_units(self.model))
         self.gradients = GlobalGradients(self.stage, self.model, self.parallel, self.device, self.dtype)
         self.objectives = self.stage.objectives(self.model)
         check_objectives(self.model, self.objectives)
         if len(self.objectives) > 1 and self.parallel.kind == "fsdp":
             raise ConfigError(f"train.parallel: stage {self.stage.name} has several objectives, which fsdp cannot train; use ddp")
-        self.optimizers = {objective.name: adamw(self.model, objective, self.config) for objective in self.objectives}
+        self.optimizers = {objective.name: make_optimizers(self.model, objective, self.config) for objective in self.objectives}
         for objective in self.objectives:
             self._only(objective)
             self.parallel.add(objective)
@@ -253,7 +253,8 @@ class Trainer(Generic[B]):
         applied = True
         for objective in self.objectives:
             self._only(objective)
-            self.optimizers[objective.name].zero_grad(set_to_none=True)
+            for optimizer in self.optimizers[objective.name]:
+                optimizer.zero_grad(set_to_none=True)
             terms, norm = self.gradients.of(objective, share.micro_batches, self.progress.step, self.scaler.scale)
             loss = sum(mean * weight for mean, weight in terms.values())
             prefix = f"{objective.name}/" if len(self.objectives) > 1 else ""
@@ -284,10 +285,10 @@ class Trainer(Generic[B]):
         factor = min(1.0, self.config.max_grad_norm / (norm + 1e-6)) / scale
         if grads and factor != 1.0:
             torch._foreach_mul_(grads, factor)
-        optimizer = self.optimizers[objective.name]
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        for optimizer in self.optimizers[objective.name]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         return True
 
     def _account(self, share: Share[B], values: dict[str, float], seconds: float) -> None:
@@ -373,7 +374,7 @@ class Trainer(Generic[B]):
         random_states = {name: distributed.all_gather_cat(state[None]) for name, state in all_rng_states(self.device).items()}
         tensors = {f"rng.{name}": states for name, states in random_states.items()}
         parameters = dict(self.model.named_parameters())
-        for objective, optimizer in self.optimizers.items():
+        for objective, optimizer in self._all_optimizers():
             for name, p in parameters.items():
                 for slot, value in optimizer.state.get(p, {}).items():
                     tensors[f"optimizer.{objective}.{name}.{slot}"] = full(value)
@@ -414,7 +415,7 @@ class Trainer(Generic[B]):
 
     def _restore(self, tensors: dict[str, Tensor], values: dict[str, Any], folder: Path) -> None:
         """Optimizers, guard, scaler and random states as they were."""
-        for objective, optimizer in self.optimizers.items():
+        for objective, optimizer in self._all_optimizers():
             names = {id(p): name for name, p in self.model.named_parameters()}
             state: dict[int, dict[str, Tensor]] = {}
             for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
@@ -438,6 +439,10 @@ class Trainer(Generic[B]):
         self.on_event(Event("resume", self.progress.step, {"changed": changed}))
 
     # --- small things
+
+    def _all_optimizers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+        """Each with the name of its objective."""
+        return ((objective, optimizer) for objective, optimizers in self.optimizers.items() for optimizer in optimizers)
 
     @property
     def _own_micro_batch(self) -> int:

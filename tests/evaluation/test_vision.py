@@ -170,9 +170,9 @@ def test_the_head_learns_what_it_sees(omni: Omni) -> None:
     examples = []
     for paint in ("Yellow", "Black"):
         block = [nlvr.Item(type="square", color=paint, size=20, x_loc=40, y_loc=80)]
-        examples.append(Example(boxes_of(features, nlvr.render([block] * 3)), sentence, paint == "Yellow"))
+        examples.append(Example(boxes_of(features, nlvr.render([block] * 3), [block] * 3), sentence, paint == "Yellow"))
     features.compute()
-    head, accuracy = train_head(features, examples, examples, examples, 30)
+    head, accuracy = train_head(features, examples, examples, examples, 60)
     assert accuracy == 1.0 and all(correct(features, head, examples))
     _, blind_accuracy = train_head(features, examples, examples, examples, 5, blind=True)
     assert blind_accuracy == 0.5

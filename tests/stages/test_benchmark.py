@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from omni.checkpoint import find_checkpoint, load_model
 from omni.cli.app import main
-from omni.config import model_config
-from omni.stages.benchmark import operations_per_token
+from omni.config import RunConfig, model_config, parse
+from omni.stages.benchmark import RandomTextStage, operations_per_token
+from omni.training.trainer import train
 
 
 def test_operations_per_token_are_six_per_matrix_weight_and_attention() -> None:
@@ -30,3 +33,16 @@ def test_bench_train_measures(capsys: pytest.CaptureFixture[str]) -> None:
     assert metrics["tokens_per_update"] == 4 * 256
     assert metrics["tokens_per_s"] >= metrics["median_tokens_per_s"] > 0
     assert 0 < metrics["fraction_of_peak"] < 1
+
+
+def test_a_run_with_muon_resumes_with_the_same_bits(tmp_path) -> None:
+    def weights(name: str, *stops: int) -> dict[str, torch.Tensor]:
+        for steps in stops:
+            settings = {"steps": steps, "batch_size": 2, "micro_batch_size": 2, "optimizer": "muon", "warmup_steps": 0}
+            settings |= {"final_learning_rate_fraction": 1.0, "checkpoint_every": 1}
+            raw = {"stage": "text", "preset": "nano", "out_dir": str(tmp_path / name), "train": settings}
+            train(RandomTextStage(parse(RunConfig, raw, "test")))
+        return load_model(find_checkpoint(tmp_path / name)).tensors
+
+    whole, halves = weights("whole", 4), weights("halves", 2, 4)
+    assert all(torch.equal(whole[name], halves[name]) for name in whole)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from toy_stage import ToyModel, TwoObjectiveStage, make_run
 
-from omni.config import TrainConfig
+from omni.config import TrainConfig, preset
 from omni.errors import ConfigError
-from omni.training.optimizers import adamw, check_objectives, learning_rate
+from omni.thinker import ThinkerLM
+from omni.training.optimizers import adamw, check_objectives, learning_rate, make_optimizers, muon
 from omni.training.stage import Objective
 
 
@@ -17,7 +18,7 @@ def test_matrices_decay_and_nothing_else_does() -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(5, 4), "tied": nn.Linear(4, 5), "linear": nn.Linear(4, 4), "norm": nn.LayerNorm(4)})
     model["conv"] = nn.Conv2d(1, 2, 3)
     model["tied"].weight = model["embedding"].weight  # type: ignore[assignment]
-    optimizer = adamw(model, Objective("all", list(model.parameters())), TrainConfig(weight_decay=0.1))
+    optimizer = adamw(model, list(model.parameters()), TrainConfig(weight_decay=0.1))
     names = {id(p): name for name, p in model.named_parameters()}
     decaying = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
     assert decaying == {"linear.weight", "conv.weight"}
@@ -52,5 +53,42 @@ def test_adamw_with_decay_equals_its_formula() -> None:
     before, gradient = model.weight.detach().clone(), torch.tensor([[0.5, -2.0]])
     config = TrainConfig(learning_rate=0.1, weight_decay=0.3)
     model.weight.grad = gradient
-    adamw(model, Objective("all", [model.weight]), config).step()
+    adamw(model, [model.weight], config).step()
     torch.testing.assert_close(model.weight.detach(), before * (1 - 0.1 * 0.3) - 0.1 * gradient.sign(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_parameter_is_updated_by_exactly_one_optimizer(optimizer) -> None:
+    model = ThinkerLM(preset("nano").thinker)
+    optimizers = make_optimizers(model, Objective("all", list(model.parameters())), TrainConfig(optimizer=optimizer))
+    held = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+    assert len(held) == len(set(held)) and set(held) == {id(p) for p in model.parameters()}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(torch.randint(0, 480, (2, 16))).float().logsumexp(-1).sum().backward()
+    for o in optimizers:
+        o.step()
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
+    model = ThinkerLM(preset("nano").thinker)
+    names = {id(p): name for name, p in model.named_parameters()}
+    _, matrices = make_optimizers(model, Objective("all", list(model.parameters())), TrainConfig(optimizer="muon"))
+    taken = {names[id(p)] for group in matrices.param_groups for p in group["params"]}
+    assert taken == {name for name, p in model.named_parameters() if ".blocks." in name and p.ndim == 2}
+
+
+def test_a_step_of_muon_is_an_orthogonal_matrix_of_the_size_of_adamws() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.zeros(64, 32))
+    weight.grad = torch.randn(64, 32)
+    muon([weight], TrainConfig(learning_rate=0.1, weight_decay=0.0)).step()
+    singular = torch.linalg.svdvals(weight.detach()) / (0.1 * 0.2 * 64**0.5)
+    assert 0.6 < singular.min() and singular.max() < 1.3
+    assert 0.5 < weight.detach().square().mean().sqrt() / (0.1 * 0.2) < 1.5
+
+
+def test_muon_refuses_sharded_matrices() -> None:
+    model = ThinkerLM(preset("nano").thinker)
+    with pytest.raises(ConfigError, match="whole matrices"):
+        make_optimizers(model, Objective("all", list(model.parameters())), TrainConfig(optimizer="muon", parallel="fsdp"))
