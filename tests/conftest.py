@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from omni.config import RunConfig, parse
+from omni.data import release
 from omni.data.worlds.pocket import generate_pocket
 from omni.training.trainer import train
 
@@ -70,3 +73,51 @@ def trained(nano_run: Callable[..., RunConfig]) -> Callable[[str], str]:
         return done[stage]
 
     return folder
+
+
+def _write_rows(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.suffix == ".gz":
+        with gzip.open(path, "wt") as file:
+            file.write(lines)
+    else:
+        path.write_text(lines)
+
+
+def _said(*turns: str) -> dict:
+    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]}
+
+
+@pytest.fixture
+def write_rows() -> Callable[[Path, list[dict]], None]:
+    """Writes a JSONL file, gzipped if its name says so."""
+    return _write_rows
+
+
+@pytest.fixture
+def release_data(tmp_path) -> Path:
+    """A data folder of `muomni data get` in small: text and the rows of speech, without sound."""
+    _write_rows(
+        tmp_path / "text/dialogues.train.jsonl.gz", [_said(f"I want a table for {n} people.", "Which city is it?") for n in "abcdef"]
+    )
+    _write_rows(tmp_path / "text/dialogues.dev.jsonl.gz", [_said("Only the dev file says this sentence.", "Yes it does, indeed.")])
+    _write_rows(
+        tmp_path / "text/stories.jsonl", [{"title": f"T{i}", "text": f"Story number {i} is short.\nIt ends here. ##"} for i in range(80)]
+    )
+    for novel in ("Doyle_Lost_1912", release.HELD_OUT_NOVEL):
+        path = tmp_path / f"text/novels/{novel}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(f"A line of {novel} goes\nover two rows, part {i}." for i in range(300)))
+    for reader in release.READERS:
+        texts = [
+            f"The {reader} reader says a sentence about {word}."
+            for word in ["tea", "sea", "bees", "trees", "keys", "peas", "knees", "fleas"]
+        ]
+        texts += ["Only the dev file says this sentence."] if reader == "heart" else []
+        rows = [
+            {"audio": f"{reader}/{i}.flac", "text": t, "speaker": reader, "sentence_id": str(i), "duration_s": 1.0}
+            for i, t in enumerate(texts)
+        ]
+        _write_rows(tmp_path / f"speech/{reader}.jsonl", rows * 2)  # two takes
+    return tmp_path

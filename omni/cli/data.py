@@ -70,7 +70,7 @@ def voices(
     for name in engine or known:
         if name not in known:
             raise ConfigError(f"no engine {name!r}; known: {', '.join(known)}")
-        clips = voices.held_out_clips(data, name) if held_out else voices.training_clips(data, name)
+        clips = voices.held_out_clips(data, name) if held_out else voices.training_clips(data, name, out)
         voices.synthesize(clips, out, data, note)
 
 

@@ -28,11 +28,23 @@ Row = dict[str, Any]
 Keep = Callable[[str, Iterable[Row]], list[Row]]
 
 SPEECH_RATE_HZ = 16_000
-NOVELS = (
-    "Burnett_Garden_1911 Burnett_Lord_1886 Burnett_Princess_1905 Cbronte_Jane_1847 Chesterton_Innocence_1911 Dickens_Expectations_1861 "
-    "Dickens_Oliver_1839 Doyle_Hound_1902 Doyle_Lost_1912 Forster_View_1908 Haggard_Mines_1885 Kipling_Captains_1896 Stevenson_Arrow_1888 "
-    "Stevenson_Treasure_1883 Ward_Milly_1881"
-).split()
+NOVELS = [
+    "Burnett_Garden_1911",
+    "Burnett_Lord_1886",
+    "Burnett_Princess_1905",
+    "Cbronte_Jane_1847",
+    "Chesterton_Innocence_1911",
+    "Dickens_Expectations_1861",
+    "Dickens_Oliver_1839",
+    "Doyle_Hound_1902",
+    "Doyle_Lost_1912",
+    "Forster_View_1908",
+    "Haggard_Mines_1885",
+    "Kipling_Captains_1896",
+    "Stevenson_Arrow_1888",
+    "Stevenson_Treasure_1883",
+    "Ward_Milly_1881",
+]
 STRAIGHT = str.maketrans({"…": "...", "’": "'"})
 STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'"})
 NLVR_ORDERS = 3  # of the six orders of the boxes that each example is drawn in

@@ -403,12 +403,14 @@ def _decoded(path: Path, row: Row) -> bytes:
         picture = load_image(path)
         return repr(picture.size).encode() + picture.tobytes()
     try:
-        samples, rate_hz = soundfile.read(path, dtype="int16")
+        sound = soundfile.info(path)
+        samples = soundfile.read(path, dtype="int16")[0] if sound.format == "FLAC" else None
+        content = path.read_bytes() if samples is None else f"{sound.samplerate}".encode() + samples.tobytes()
     except (soundfile.LibsndfileError, OSError) as error:
         raise DataError(f"{path}: not a readable sound ({error})") from None
-    if abs(len(samples) / rate_hz - row["duration_s"]) > DURATION_S:
-        raise DataError(f"{path}: lasts {len(samples) / rate_hz:.3f} s, but its row says {row['duration_s']} s")
-    return repr(rate_hz).encode() + samples.tobytes() if path.suffix == ".flac" else path.read_bytes()
+    if abs(sound.duration - row["duration_s"]) > DURATION_S:
+        raise DataError(f"{path}: lasts {sound.duration:.3f} s, but its row says {row['duration_s']} s")
+    return content
 
 
 def _text_digest(row: Row) -> str:

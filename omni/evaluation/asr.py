@@ -1,7 +1,7 @@
 """How well a model hears: word and character error rates on held-out speech, each set by itself, beside Whisper's on the same clips.
 
-The sets are real readers (kathleen, lj), the synthetic teacher (heart) and synthetic voices (voice-…). `lj_all` is every clip of LJ, training
-side too: it says something only of a checkpoint that was trained without LJ, and is left out unless the caller asks for it.
+The sets are the held-out sentences of a real reader (kathleen) and of the synthetic teacher (heart), a real reader on whom nothing trains (lj),
+and unseen synthetic voices (voices, and voice-… each).
 
 B batch  F encoder frames"""
 
@@ -51,17 +51,15 @@ class Clip:
 Sets = dict[str, list[Clip]]
 
 
-def speech_sets(data: Path, *, unseen_lj: bool = False) -> Sets:
-    """The held-out sentences of every reader in the data folder, and with `unseen_lj` all of LJ. Raises DataError for a missing folder."""
+def speech_sets(data: Path) -> Sets:
+    """The held-out clips of every reader in the data folder. Raises DataError for a missing folder."""
     if not data.is_dir():
         raise DataError(f"{data}: no such data folder; fetch it with: muomni data get")
-
-    def clips(reader: str, *sides: bool) -> list[Clip]:
-        rows = itertools.chain.from_iterable(speech_rows(data, held_out=side, readers=(reader,)) for side in sides)
-        return [Clip(Path(row["audio"]), row["text"], row["sentence_id"]) for row in rows]
-
-    sets = {reader: clips(reader, True) for reader in READERS}
-    return sets | ({"lj_all": clips("lj", True, False)} if unseen_lj else {})
+    sets: Sets = {}
+    for reader in READERS:
+        rows = speech_rows(data, held_out=True, readers=(reader,))
+        sets[reader] = [Clip(Path(row["audio"]), row["text"], row["sentence_id"]) for row in rows]
+    return sets
 
 
 def voice_sets(folder: Path) -> Sets:
@@ -211,11 +209,9 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[s
     }
 
 
-def asr_suite(
-    omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, unseen_lj: bool = False, voices: Path = VOICES
-) -> dict[str, Any]:
+def asr_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, voices: Path = VOICES) -> dict[str, Any]:
     """Every set of the data folder and of the folder of unseen voices, which the repository holds; `limit` clips of each."""
-    sets = speech_sets(data, unseen_lj=unseen_lj) | voice_sets(voices)
+    sets = speech_sets(data) | voice_sets(voices)
     return evaluate_asr(omni, {name: spread(clips, limit) for name, clips in sets.items()}, judge=judge)
 
 

@@ -198,7 +198,8 @@ def train_head(
     _, n_patches, vision_width = features.patches.shape
     head = NLVRHead(vision_width, features.states[0].shape[1], n_patches)
     optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / WARMUP, 1.0) * (1 - n / updates) + 1e-3)
+    warmup = min(WARMUP, 1 + updates // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / warmup, 1.0) * (1 - n / updates))
     best, best_accuracy = copy.deepcopy(head.state_dict()), 0.0
     for update in range(1, updates + 1):
         chosen = rng.choices(dev, k=BATCH // 2) + rng.choices(look_alikes, k=BATCH - BATCH // 2)

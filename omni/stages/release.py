@@ -23,7 +23,6 @@ from omni.config import RunConfig, parse, read_json
 from omni.data import release
 from omni.data.split import held_out
 from omni.data.worlds.pocket import World, generate_pocket
-from omni.data.worlds.voices import TRAINING_CLIPS
 from omni.errors import ConfigError, DataError
 from omni.omni_model import COMPONENTS
 from omni.stages import STAGES as TRAINER_STAGES
@@ -80,19 +79,32 @@ def _dialogues(folders: Folders) -> Iterable[Row]:
                 yield row | {"messages": messages[start : start + TURNS]}
 
 
-REPEATED = {"kathleen": 3, "heart": 1}  # recordings are few: how often an epoch holds them; LJ is left for measuring an unseen speaker
-WORLD_SHARE = 6  # one of so many clips of the generated world
+# How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
+MANY_VOICES = {"kathleen": 3, "heart": 1, "espeak": 1, "flite": 1, "piper": 1, "world": 1 / 6}
+NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
 
 
-def _clips(folders: Folders) -> Iterable[Row]:
-    for reader, times in REPEATED.items():
-        for row in release.speech_rows(folders.data, held_out=False, readers=(reader,)):
-            yield from times * [row]
-    for engine in TRAINING_CLIPS:
-        yield from _within(folders.work / "voices" / f"{engine}.jsonl", "audio")
-    for number, row in enumerate(_within(folders.world.manifest("speech"), "audio")):
-        if number % WORLD_SHARE == 0:
-            yield row
+def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
+    """Clips whose sentences are not held out."""
+
+    def rows(folders: Folders) -> Iterable[Row]:
+        for reader, share in shares.items():
+            for number, row in enumerate(_reader(reader, folders)):
+                if share >= 1:
+                    yield from int(share) * [row]
+                elif number % round(1 / share) == 0:
+                    yield row
+
+    return rows
+
+
+def _reader(name: str, folders: Folders) -> Iterable[Row]:
+    if name in release.READERS:
+        return release.speech_rows(folders.data, held_out=False, readers=(name,))
+    if name == "world":  # its sentences are its own, and held out by the same rule
+        return _within(folders.world.manifest("speech"), "audio")
+    rows = _within(folders.work / "voices" / f"{name}.jsonl", "audio")
+    return (row for row in rows if not release.sentence_held_out(folders.data, row["text"]))
 
 
 def _within(manifest: Path, medium: str) -> Iterable[Row]:
@@ -134,8 +146,15 @@ STAGES: dict[str, ReleaseStage] = {
     ),
     "audio": ReleaseStage(
         "audio",
-        _clips,
+        _clips(MANY_VOICES),
         {"steps": 4500, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1.5e-3, "warmup_steps": 300},
+        data={"max_audio_s": 12.0, "mel_masks": 2, "vary_speech": True, "cached_hours": 60.0},
+    ),
+    "audio-natural": ReleaseStage(
+        "audio",
+        _clips(NATURAL_VOICES),
+        {"steps": 5000, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100},
+        init_from=("audio",),
         data={"max_audio_s": 12.0, "mel_masks": 2, "vary_speech": True, "cached_hours": 60.0},
     ),
     "vision": ReleaseStage(
@@ -161,17 +180,16 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
         sides[held_out("validation " + _text_of(row), VALIDATION)].append(json.dumps(row, ensure_ascii=False))
     if not sides[0]:
         raise DataError(f"{folders.data}: no training row for stage {step}; fetch the data with: muomni data get all")
-    name = stage.stage
-    paths = [folders.manifest(name), folders.manifest(f"{name}.validation")]
+    paths = [folders.manifest(step), folders.manifest(f"{step}.validation")]
     for path, lines in zip(paths, sides, strict=True):
-        content = "\n".join(lines) + "\n"
+        content = "".join(f"{line}\n" for line in lines)
         if path.exists() and path.read_text(encoding="utf-8") == content:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(content, encoding="utf-8")
         part.replace(path)
-    return [paths[0], *(folders.world.manifest(name) for name in stage.world)], paths[1:]
+    return [paths[0], *(folders.world.manifest(name) for name in stage.world)], [path for path in paths[1:] if path.stat().st_size]
 
 
 def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
@@ -191,12 +209,12 @@ def _amount(run: RunConfig) -> Row:
     return {"rows": len(rows)} | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
 
 
-PUBLISHED = ("chat", "audio", "vision")
+PUBLISHED = ("chat", "audio-natural", "vision")
 
 
 def publish(work: Path, out: Path) -> None:
     """The trained Thinker, audio encoder and vision encoder (with its contrastive heads) as one model in bfloat16, with how each was trained."""
-    results = [work / step / "result.json" for step in ("text", *PUBLISHED)]
+    results = [work / step / "result.json" for step in ("text", "audio", *PUBLISHED)]
     for path in results:
         if not path.exists():
             raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage {path.parent.name}")

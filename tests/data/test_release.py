@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import pytest
@@ -14,43 +12,9 @@ from omni.data.split import normalised
 from omni.errors import DataError
 
 
-def write_rows(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    if path.suffix == ".gz":
-        with gzip.open(path, "wt") as file:
-            file.write(lines)
-    else:
-        path.write_text(lines)
-
-
-def said(*turns: str) -> dict:
-    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]}
-
-
 @pytest.fixture
-def data(tmp_path) -> Path:
-    write_rows(tmp_path / "text/dialogues.train.jsonl.gz", [said(f"I want a table for {n} people.", "Which city is it?") for n in "abcdef"])
-    write_rows(tmp_path / "text/dialogues.dev.jsonl.gz", [said("Only the dev file says this sentence.", "Yes it does, indeed.")])
-    write_rows(
-        tmp_path / "text/stories.jsonl", [{"title": f"T{i}", "text": f"Story number {i} is short.\nIt ends here. ##"} for i in range(80)]
-    )
-    for novel in ("Doyle_Lost_1912", release.HELD_OUT_NOVEL):
-        path = tmp_path / f"text/novels/{novel}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(f"A line of {novel} goes\nover two rows, part {i}." for i in range(300)))
-    for reader in release.READERS:
-        texts = [
-            f"The {reader} reader says a sentence about {word}."
-            for word in ["tea", "sea", "bees", "trees", "keys", "peas", "knees", "fleas"]
-        ]
-        texts += ["Only the dev file says this sentence."] if reader == "heart" else []
-        rows = [
-            {"audio": f"{reader}/{i}.flac", "text": t, "speaker": reader, "sentence_id": str(i), "duration_s": 1.0}
-            for i, t in enumerate(texts)
-        ]
-        write_rows(tmp_path / f"speech/{reader}.jsonl", rows * 2)  # two takes
-    return tmp_path
+def data(release_data) -> Path:
+    return release_data
 
 
 def test_every_document_is_on_one_side(data):
@@ -121,7 +85,7 @@ def test_a_broken_line_is_named(data):
         list(text_documents(data, held_out=False))
 
 
-def test_drawings_of_a_name_are_on_one_side_or_known_from_another_set(data):
+def test_drawings_of_a_name_are_on_one_side_or_known_from_another_set(data, write_rows):
     rows = [
         {"image": f"emoji/{s}-{i}.png", "caption": f"Thing {i}.", "name": f"thing {i}", "set": s}
         for i in range(300)
@@ -136,3 +100,8 @@ def test_drawings_of_a_name_are_on_one_side_or_known_from_another_set(data):
     drawn = [row for row in held if row["split"] == "drawing"]
     assert by_name and not by_name & trained
     assert drawn and {row["name"] for row in drawn} <= trained and {row["set"] for row in drawn} == {"openmoji"}
+
+
+def test_nobody_trains_on_the_unseen_reader(data):
+    assert {row["speaker"] for row in speech_rows(data, held_out=False)} == {"kathleen", "heart"}
+    assert sum(row["speaker"] == "lj" for row in speech_rows(data, held_out=True)) == 16

