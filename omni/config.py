@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from omni.errors import ConfigError
 
+DEFAULT_CHECKPOINT = "checkpoints/understanding"  # what is loaded where no folder is named
+
 
 class Config(BaseModel):
     """Frozen; unknown keys are refused with the nearest known name."""

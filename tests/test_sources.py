@@ -73,6 +73,7 @@ HOMES: dict[str, list[Files]] = {
     ],
     "stories": [{"en/0001_one.md": book("One"), "en/0002_two.md": book("Two", "CC-BY-NC")}, {"en/0001_three.md": book("Three")}],
     "novels": [{f"corpus/{name}.txt": f"\ufeff{name}".encode() for name in [*conversions.NOVELS, "Other_Novel_1900"]}],
+    "voices": [{f"kokoro.js/voices/{name}.bin": name.encode() for name in [*conversions.VOICES, "af_other"]}],
     "nlvr": [
         {f"nlvr/{split}/{split}.json": example("7-0", "true") + b"\n" + example("7-1", "false") + b"\n" for split in ("dev", "hidden")}
         | {f"nlvr/{s}/images/0/{s}-7-{n}-{k}.png": png("red", (8 + k, 4 + n)) for s in ("dev", "hidden") for n in (0, 1) for k in range(6)}
@@ -182,7 +183,7 @@ def test_the_rows_have_the_fields_that_the_stages_read(public: Callable[[str], P
     imprint = {"license": "CC-BY", "author": "Ann Author"}
     assert told["One"] == {"title": "One", "text": 'She said, "Hello..."\nIt\'s the end. ##', **imprint, "source": "global-asp/asp-source:en/0001_one.md"}
     assert told["Three"]["text"].startswith("She said, “Hello...”")
-    assert len(list((release / "text/novels").iterdir())) == 15
+    assert len(list((release / "text/novels").iterdir())) == len(conversions.NOVELS) == 15
     seen = rows_of(release / "images/nlvr.dev.jsonl.gz")[::-1]
     assert [row["image"] for row in seen] == [f"nlvr/dev/dev-7-0-{k}.png" for k in range(3)]
     assert [row["label"] for row in seen] == [True] * 3
@@ -407,7 +408,7 @@ def test_all_gets_what_it_can_and_names_the_rest(public: Callable[[str], Path], 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(fetching, "ARCHIVE", "file:///nowhere")
     said: list[str] = []
-    with pytest.raises(DataError, match="3 of 9 data sets could not be had: heart, emoji, clipart"):
+    with pytest.raises(DataError, match="3 of 10 data sets could not be had: heart, emoji, clipart"):
         get_all(tmp_path / "out", source=release, on_progress=said.append)
     assert contents(tmp_path / "out") == contents(release)
     assert len([line for line in said if line.endswith(f"verified and in {tmp_path / 'out'}")]) == len(HOMES)

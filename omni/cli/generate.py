@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from omni.cli.output import note, print_json
+from omni.config import DEFAULT_CHECKPOINT
 from omni.errors import DataError, OmniError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from omni.inference.sampling import Sampling
     from omni.inference.speech import Speech
 
-Checkpoint = Annotated[Path | None, typer.Option("--ckpt", help="checkpoint folder; default checkpoints/omni-tiny")]
+Checkpoint = Annotated[Path | None, typer.Option("--ckpt", help=f"checkpoint folder; default {DEFAULT_CHECKPOINT}")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy")]
 TopK = Annotated[int, typer.Option(help="keep this many likeliest tokens; 0 keeps all")]

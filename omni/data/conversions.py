@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,7 @@ NOVELS = [
     "Stevenson_Treasure_1883",
     "Ward_Milly_1881",
 ]
+VOICES = ["af_bella", "af_heart", "af_nicole", "am_fenrir", "am_michael", "bf_emma", "bm_george"]
 STRAIGHT = str.maketrans({"…": "...", "’": "'"})
 STRAIGHT_QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'"})
 NLVR_ORDERS = 3  # of the six orders of the boxes that each example is drawn in
@@ -93,6 +93,12 @@ def lj(homes: Sequence[Path], out: Path, keep: Keep) -> None:
 def teacher(homes: Sequence[Path], out: Path, keep: Keep) -> None:
     """Speech that was made, not fetched; its home raises before this."""
     raise AssertionError(homes)
+
+
+def voices(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Style vectors of a synthesizer, as they are."""
+    for name in VOICES:
+        _write(out / f"voices/kokoro/{name}.bin", _read_bytes(homes[0] / f"kokoro.js/voices/{name}.bin"))
 
 
 def _clip(audio: str, text: str, speaker: str, sentence_id: str) -> Row:
@@ -156,12 +162,8 @@ def parse_story(markdown: str) -> Row:
 
 def novels(homes: Sequence[Path], out: Path, keep: Keep) -> None:
     """Plain texts."""
-    (out / "text/novels").mkdir(parents=True)
     for name in NOVELS:
-        try:
-            shutil.copyfile(homes[0] / f"corpus/{name}.txt", out / f"text/novels/{name}.txt")
-        except OSError as error:
-            raise DataError(f"corpus/{name}.txt: cannot be read ({error.strerror})") from None
+        _write(out / f"text/novels/{name}.txt", _read_bytes(homes[0] / f"corpus/{name}.txt"))
 
 
 # --- pictures
@@ -297,9 +299,16 @@ def _write(path: Path, content: bytes) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        return _read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error})") from None
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _read_json(path: Path) -> Any:

@@ -96,6 +96,15 @@ SOURCES = {
             ("speech/heart", "speech/heart.jsonl"),
         ),
         Source(
+            "voices",
+            "style vectors of the synthesizer Kokoro-82M, for `muomni data voices`",
+            "7 voices, 4 MB",
+            "Apache-2.0",
+            (GitHub("hexgrad/kokoro", "dfb907a", ("kokoro.js/voices",)),),
+            conversions.voices,
+            ("voices/kokoro",),
+        ),
+        Source(
             "dialogues",
             "task dialogues between a user and an assistant (Schema-Guided Dialogue)",
             "14,272 dialogues",
@@ -258,7 +267,7 @@ def _copy(chosen: Source, source: Path, made: Path) -> None:
             if medium is not None:
                 _copy_file((source / manifest).parent / medium, (made / manifest).parent / medium)
     if not chosen.manifests:
-        for path in _texts(chosen, source):
+        for path in _files(chosen, source):
             _copy_file(path, made / path.relative_to(source))
 
 
@@ -289,7 +298,7 @@ def _remove_empty(*folders: Path) -> None:
 
 @dataclass(frozen=True)
 class Digest:
-    """The digests of one row, or of one text without a manifest."""
+    """The digests of one row, or of one file of a data set without a manifest."""
 
     file: str  # of `Source.files`
     where: str
@@ -336,7 +345,7 @@ def digests(source: Source, folder: Path) -> Iterator[Digest]:
             where = f"{manifest}:{number}" + (f" ({medium})" if medium else "")
             yield Digest(manifest, where, _text_digest(row), _sha256([_canonical(row), *content]), row.get("duration_s", 0.0))
     if not source.manifests:
-        for path in _texts(source, folder):
+        for path in _files(source, folder):
             digest = _sha256([path.name, path.read_bytes()])
             yield Digest(source.files[0], str(path.relative_to(folder)), digest, digest)
 
@@ -385,8 +394,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
-def _texts(source: Source, folder: Path) -> list[Path]:
-    return sorted(path for file in source.files for path in (folder / file).glob("*.txt"))
+def _files(source: Source, folder: Path) -> list[Path]:
+    """The files of a data set that has no manifest."""
+    return sorted(path for file in source.files for path in (folder / file).iterdir() if path.is_file())
 
 
 def _medium(row: Row) -> str | None:

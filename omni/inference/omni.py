@@ -18,6 +18,7 @@ from omni.audio import load_audio
 from omni.characters import BLANK_ID, decode_characters
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
 from omni.checkpoint import find_checkpoint, load_model
+from omni.config import DEFAULT_CHECKPOINT
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.image import load_image, to_pixels, video_frames
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords, segments
@@ -29,7 +30,6 @@ from omni.tokenizer import BPETokenizer
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CHECKPOINT = "checkpoints/omni-tiny"
 DECODERS = ("ctc", "ctc-beam", "thinker")
 WINDOW_S, OVERLAP_S = 20.0, 4.0  # of long recordings: windows overlap, and each answers for the part far from its ends
 GREEDY = Sampling()
