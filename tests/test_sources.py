@@ -41,7 +41,10 @@ def png(colour: str, size: tuple[int, int] = (8, 4)) -> bytes:
 
 
 def dialogue(number: int) -> dict[str, Any]:
-    turns = [{"speaker": "USER", "utterance": f"A table for {number}?", "frames": []}, {"speaker": "SYSTEM", "utterance": "Yes.", "frames": []}]
+    turns = [
+        {"speaker": "USER", "utterance": f"A table for {number}?", "frames": []},
+        {"speaker": "SYSTEM", "utterance": "Yes.", "frames": []},
+    ]
     return {"dialogue_id": f"1_{number:05d}", "services": ["Restaurants_1"], "turns": turns}
 
 
@@ -58,11 +61,15 @@ def book(title: str, licence: str = "CC-BY") -> bytes:
 
 HOMES: dict[str, list[Files]] = {
     "kathleen": [
-        {f"data/arctic_a000{n}_159{n}.{kind}": content for n in (1, 2) for kind, content in (("wav", wav(48_000, 2)), ("txt", b"Hello there.\n"))}
+        {
+            f"data/arctic_a000{n}_159{n}.{kind}": content
+            for n in (1, 2)
+            for kind, content in (("wav", wav(48_000, 2)), ("txt", b"Hello there.\n"))
+        }
     ],
     "lj": [
         {
-            "LJSpeech-1.1/metadata.csv": 'LJ001-0001|in 1455, "so"|in fourteen fifty-five, "so"\nLJ001-0002|b|b\n'.encode(),
+            "LJSpeech-1.1/metadata.csv": b'LJ001-0001|in 1455, "so"|in fourteen fifty-five, "so"\nLJ001-0002|b|b\n',
             "LJSpeech-1.1/wavs/LJ001-0001.wav": wav(22_050, 1),
             "LJSpeech-1.1/wavs/LJ001-0002.wav": wav(22_050, 1),
         }
@@ -181,7 +188,12 @@ def test_the_rows_have_the_fields_that_the_stages_read(public: Callable[[str], P
     }
     told = {row["title"]: row for row in rows_of(release / "text/stories.jsonl")}
     imprint = {"license": "CC-BY", "author": "Ann Author"}
-    assert told["One"] == {"title": "One", "text": 'She said, "Hello..."\nIt\'s the end. ##', **imprint, "source": "global-asp/asp-source:en/0001_one.md"}
+    assert told["One"] == {
+        "title": "One",
+        "text": 'She said, "Hello..."\nIt\'s the end. ##',
+        **imprint,
+        "source": "global-asp/asp-source:en/0001_one.md",
+    }
     assert told["Three"]["text"].startswith("She said, “Hello...”")
     assert len(list((release / "text/novels").iterdir())) == len(conversions.NOVELS) == 15
     seen = rows_of(release / "images/nlvr.dev.jsonl.gz")[::-1]
@@ -204,7 +216,9 @@ def test_what_is_there_in_part_is_replaced(public: Callable[[str], Path], tmp_pa
     assert contents(tmp_path / "out") == contents(release)
 
 
-def test_the_licence_is_told_before_anything_is_fetched(public: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_licence_is_told_before_anything_is_fetched(
+    public: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     public("novels")
     said: list[str] = []
     monkeypatch.setattr(fetching, "ARCHIVE", "file:///nowhere")
@@ -250,7 +264,12 @@ def test_emoji_of_both_sets_share_their_names(tmp_path: Path) -> None:
 
 
 def test_the_first_english_sentence_is_a_stamps_caption(tmp_path: Path) -> None:
-    texts = {"a/owl": "An owl.\nde.utf8=Eine Eule.\n", "b/king": "King. Can move one step.\n", "b/mouse_mirror": None, "c/tag": "– no sentence\n"}
+    texts = {
+        "a/owl": "An owl.\nde.utf8=Eine Eule.\n",
+        "b/king": "King. Can move one step.\n",
+        "b/mouse_mirror": None,
+        "c/tag": "– no sentence\n",
+    }
     files = {f"share/tuxpaint/stamps/{name}.png": png("green", (500, 100)) for name in texts}
     files |= {f"share/tuxpaint/stamps/{name}.txt": text.encode() for name, text in texts.items() if text}
     conversions.clipart([write_files(tmp_path / "home", files)], tmp_path / "out", lambda manifest, rows: [])
@@ -296,6 +315,12 @@ def test_a_home_with_other_content_names_what_differs(name: str, public: Callabl
     assert expected in said and SOURCES[name].files[-1].split("/")[0] in said
 
 
+def test_a_home_of_another_form_is_one_line(public: Callable[[str], Path], tmp_path: Path) -> None:
+    public("dialogues")
+    archive(tmp_path / "e852981.tar.gz", {"train/dialogues_001.json": b'[{"dialogue": 1}]', "dev/dialogues_001.json": b"[]"})
+    assert "not of the expected form (KeyError('turns'))" in fails("dialogues", tmp_path / "out")
+
+
 def test_a_picture_that_changed_is_named(public: Callable[[str], Path], tmp_path: Path) -> None:
     release = public("nlvr")
     (release / "images/nlvr/dev/dev-7-0-1.png").write_bytes(png("blue", (9, 4)))
@@ -319,7 +344,10 @@ def test_a_changed_text_of_sound_is_found_at_either_level(public: Callable[[str]
     [
         (lambda folder: (folder / "speech/kathleen/arctic_a0001_1591.flac").unlink(), "arctic_a0001_1591.flac: no such file"),
         (lambda folder: (folder / "speech/kathleen/arctic_a0001_1591.flac").write_text("no sound"), "not a readable sound"),
-        (lambda folder: (folder / "speech/kathleen/arctic_a0001_1591.flac").write_bytes(wav(16_000, 1, 1.0)), "lasts 1.000 s, but its row says 0.3"),
+        (
+            lambda folder: (folder / "speech/kathleen/arctic_a0001_1591.flac").write_bytes(wav(16_000, 1, 1.0)),
+            "lasts 1.000 s, but its row says 0.3",
+        ),
         (lambda folder: (folder / "speech/kathleen.jsonl").unlink(), "speech/kathleen.jsonl: no such file or folder"),
         (lambda folder: (folder / "speech/kathleen.jsonl").write_text("{"), "speech/kathleen.jsonl: cannot be read"),
         (lambda folder: (folder / "speech/kathleen.jsonl").write_text("[]"), "speech/kathleen.jsonl:1: expected an object, found list"),

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 from PIL import Image
 
-from omni.audio import load_audio
 from omni.errors import DataError
-from omni.image import decode_image, load_image
 
 Row = dict[str, Any]
 Keep = Callable[[str, Iterable[Row]], list[Row]]
@@ -108,7 +107,7 @@ def _clip(audio: str, text: str, speaker: str, sentence_id: str) -> Row:
 def _write_speech(manifest: Path, rows: Sequence[Row], sounds: Path, **encoding: str) -> None:
     for row in rows:
         path = manifest.parent / row["audio"]
-        waveform = load_audio(sounds / f"{path.stem}.wav", SPEECH_RATE_HZ)
+        waveform = _waveform(sounds / f"{path.stem}.wav")
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, waveform, SPEECH_RATE_HZ, **encoding)
         row["duration_s"] = round(len(waveform) / SPEECH_RATE_HZ, 3)
@@ -181,7 +180,7 @@ def nlvr(homes: Sequence[Path], out: Path, keep: Keep) -> None:
                     yield {
                         "image": f"nlvr/{split}/{split}-{example['identifier']}-{order}.png",
                         "sentence": example["sentence"],
-                        "label": str(example["label"]).lower() == "true",
+                        "label": str(example.get("label")).lower() == "true",
                         "identifier": example["identifier"],
                         **({"objects": example["structured_rep"]} if order == 0 else {}),
                     }
@@ -206,7 +205,7 @@ def emoji(homes: Sequence[Path], out: Path, keep: Keep) -> None:
         for row in _read_json(google / "emoji.json"):  # skin tones are nested in the rows
             if row["has_img_google"] and row["category"] != "Component":
                 name = names.get(_code(row["unified"]), row["name"].lower())
-                picture = load_image(google / "img/google/64" / row["image"])
+                picture = _picture(google / "img/google/64" / row["image"])
                 yield _drawing(f"emoji/google-{Path(row['image']).stem}.png", name, emoji_caption(name), "google"), picture
         for row in described:
             standard = not row["group"].startswith("extras") and row["group"] != "component"
@@ -225,12 +224,12 @@ def clipart(homes: Sequence[Path], out: Path, keep: Keep) -> None:
 
     def drawings() -> Iterator[tuple[Row, Image.Image]]:
         for text in sorted(stamps.rglob("*.txt")):
-            sentence = FIRST_SENTENCE.match(text.read_text(encoding="utf-8").partition("\n")[0].strip())
+            sentence = FIRST_SENTENCE.match(_read(text).partition("\n")[0].strip())
             files = [file for file in (text.with_suffix(".png"), text.with_suffix(".svg")) if file.exists()]
             if sentence is not None and files:
                 caption = sentence[0] if sentence[0][-1] in ".!?”" else f"{sentence[0]}."
                 try:
-                    picture = load_image(files[0]) if files[0].suffix == ".png" else _render(files[0])
+                    picture = _picture(files[0]) if files[0].suffix == ".png" else _render(files[0])
                 except UndrawableError:  # 16 of the stamps state no size
                     continue
                 image = "-".join(text.relative_to(stamps).with_suffix(".png").parts)
@@ -261,9 +260,8 @@ def _render(svg: Path) -> Image.Image:
     except ImportError:
         raise DataError("drawing SVG needs resvg-py; install it with: pip install 'muomni[train]'") from None
     try:
-        return decode_image(
-            resvg_py.svg_to_bytes(svg_path=str(svg), width=DRAWING_SIZE, background="#ffffff", skip_system_fonts=True), str(svg)
-        )
+        drawn = resvg_py.svg_to_bytes(svg_path=str(svg), width=DRAWING_SIZE, background="#ffffff", skip_system_fonts=True)
+        return Image.open(io.BytesIO(drawn)).convert("RGB")
     except ValueError as error:
         raise UndrawableError(f"{svg}: cannot be drawn ({error})") from None
 
@@ -295,6 +293,19 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
+
+
+def _waveform(path: Path) -> np.ndarray:
+    """(n,) at SPEECH_RATE_HZ, mono."""
+    from omni.audio import load_audio  # imports torch, which is slow and not needed for what else is here
+
+    return load_audio(path, SPEECH_RATE_HZ)
+
+
+def _picture(path: Path) -> Image.Image:
+    from omni.image import load_image  # imports torch
+
+    return load_image(path)
 
 
 def _read(path: Path) -> str:

@@ -5,6 +5,7 @@ A download that was cut is continued where the server allows it. Whatever goes w
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import shutil
 import subprocess
@@ -50,8 +51,8 @@ class GitHub:
         name = self.repository.replace("/", "_")
         archive = work / f"{name}.tar.gz"
         download(ARCHIVE.format(repository=self.repository, commit=self.commit), archive, max_bytes=self.max_mb * 10**6)
-        with open(archive, "rb") as file:
-            return _unpacked(file, archive, "gz", work / name, self.keep)
+        with gzip.open(archive) as tar:
+            return _unpacked(tar, archive, work / name, self.keep)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Npm:
         archive = work / f"{self.package}-{self.version}.tgz"
         if not archive.exists():
             run_client(["npm", "pack", "--silent", f"{self.package}@{self.version}"], work)
-        with open(archive, "rb") as file:
-            return _unpacked(file, archive, "gz", work / self.package, self.keep)
+        with gzip.open(archive) as tar:
+            return _unpacked(tar, archive, work / self.package, self.keep)
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ class Debian:
         archive = work / f"{self.package}_{self.version}_all.deb"
         if not archive.exists():
             run_client(["apt-get", "download", f"{self.package}={self.version}"], work)
-        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            return _unpacked(process.stdout, archive, "", work / self.package, self.keep)
+        _need("dpkg-deb")
+        with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacker:
+            assert unpacker.stdout is not None
+            return _unpacked(unpacker.stdout, archive, work / self.package, self.keep)
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,7 @@ def download(url: str, path: Path, *, max_bytes: int) -> None:
 def run_client(command: Sequence[str], work: Path) -> None:
     """Run a package client in `work`. Raises DataError if it is missing or fails."""
     shown = " ".join(command)
-    if shutil.which(command[0]) is None:
-        raise DataError(f"fetching it needs the program {command[0]!r}, which is not installed")
+    _need(command[0])
     try:
         result = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=CLIENT_S, check=False)
     except subprocess.TimeoutExpired:
@@ -146,23 +147,39 @@ def run_client(command: Sequence[str], work: Path) -> None:
         raise DataError(f"`{shown}` failed: {(errors or said)[0].strip()}")
 
 
-def _unpacked(file: IO[bytes], archive: Path, compression: str, folder: Path, keep: tuple[str, ...]) -> Path:
-    """The files of a tar whose paths, without the first folder, are or begin with one of `keep`, in `folder`."""
+def _need(program: str) -> None:
+    if shutil.which(program) is None:
+        raise DataError(f"fetching it needs the program {program!r}, which is not installed")
+
+
+def _unpacked(tar: gzip.GzipFile | IO[bytes], archive: Path, folder: Path, keep: tuple[str, ...]) -> Path:
+    """The wanted files of a tar in `folder`: those whose paths, without the first folder, begin with one of `keep`.
+
+    An archive that is damaged or holds nothing of it is removed, so that the next attempt fetches it again.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    size = 0
     try:
-        with tarfile.open(fileobj=file, mode=f"r|{compression}") as members:
-            for member in members:
-                inner = PurePosixPath(member.name).parts[1:]
-                wanted = any(inner[: len(parts)] == parts for parts in (PurePosixPath(name).parts for name in keep))
-                if member.isfile() and wanted:
-                    size += member.size
-                    if size > MAX_UNPACKED_BYTES:
-                        raise DataError(f"{archive.name}: unpacks to more than {MAX_UNPACKED_BYTES / 1e9:.0f} GB")
-                    members.extract(member.replace(name="/".join(inner)), folder, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+        _extract(tar, folder, [PurePosixPath(path).parts for path in keep])
+        if not folder.exists():
+            raise DataError(f"{archive.name}: holds none of {', '.join(keep)}")
+    except (DataError, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         archive.unlink(missing_ok=True)
-        raise DataError(f"{archive.name}: arrived damaged ({error}); it was removed, and the same command fetches it again") from None
-    if not folder.exists():
-        raise DataError(f"{archive.name}: holds none of {', '.join(keep)}")
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{archive.name}: arrived damaged ({error}); the same command fetches it again") from None
     return folder
+
+
+def _extract(tar: gzip.GzipFile | IO[bytes], folder: Path, keep: Sequence[tuple[str, ...]]) -> None:
+    size = 0
+    with tarfile.open(fileobj=tar, mode="r|") as members:
+        for member in members:
+            path = PurePosixPath(member.name).parts[1:]
+            if member.isfile() and any(path[: len(wanted)] == wanted for wanted in keep):
+                size += member.size
+                if size > MAX_UNPACKED_BYTES:
+                    raise DataError(f"unpacks to more than {MAX_UNPACKED_BYTES / 1e9:.0f} GB")
+                members.extract(member.replace(name="/".join(path)), folder, filter="data")
+    while tar.read(2**20):  # to its end, where gzip compares its checksum
+        pass

@@ -3,7 +3,7 @@
 `sources.json` holds digests of the decoded content of every data set, row by row, at two levels:
 
     text      every row's fields, without the duration
-    exact     also the decoded picture, the samples (FLAC) or the bytes of the file (other sound), and the duration
+    exact     also the decoded pixels, the samples (FLAC) or the bytes of the file (other sound), and the duration
 
 Sound is converted from its home's format, and resamplers and encoders of other versions differ in the last bit. So sound that was fetched
 and converted here is held to `text`, its length and its readability; everything else, and everything copied from a folder, to `exact`.
@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
+from PIL import Image, UnidentifiedImageError
 
 from omni.data import conversions
 from omni.data.fetching import Debian, GitHub, Home, Made, Npm
 from omni.errors import DataError
-from omni.image import load_image
 
 Row = dict[str, Any]
 Convert = Callable[[Sequence[Path], Path, conversions.Keep], None]
@@ -192,7 +192,7 @@ def get(name: str, out: Path, *, source: Path | None = None, on_progress: Progre
         shutil.rmtree(work)
     except DataError as error:
         advice = "" if source is not None else "; or take it from a folder that has it with --source DIR"
-        raise DataError(f"{name}: {str(error).replace(f'{work}/', '')}{advice}") from None
+        raise DataError(f"{name}: {str(error).replace(f'{work}/made/', '').replace(f'{work}/', '')}{advice}") from None
     except OSError as error:
         raise DataError(f"{name}: {error.filename or out}: cannot be written ({error.strerror or error})") from None
     finally:
@@ -237,6 +237,9 @@ def _make(chosen: Source, work: Path, source: Path | None) -> None:
     except DataError:
         shutil.rmtree(work)
         raise
+    except (KeyError, TypeError, ValueError) as error:
+        shutil.rmtree(work)
+        raise DataError(f"not of the expected form ({error!r})") from None
 
 
 def _keeper(chosen: Source) -> conversions.Keep:
@@ -362,7 +365,9 @@ def record(folder: Path, names: Sequence[str]) -> None:
             marks[row.file]["exact"] += row.exact[:EXACT_MARK]
         duration_s = round(sum(row.duration_s for row in rows), 3)
         recorded[name] = {"text": _total(rows, "text"), "exact": _total(rows, "exact"), "duration_s": duration_s, "marks": marks}
-    DIGESTS.write_text(json.dumps({name: recorded[name] for name in SOURCES if name in recorded}, indent=1) + "\n", encoding="utf-8")
+        ordered = {known: recorded[known] for known in SOURCES if known in recorded}
+        DIGESTS.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    _recorded.cache_clear()
 
 
 @cache
@@ -410,8 +415,11 @@ def _medium(row: Row) -> str | None:
 def _decoded(path: Path, row: Row) -> bytes:
     """What a medium holds, as bytes. Raises DataError if it cannot be read or a sound is not as long as its row says."""
     if "image" in row:
-        picture = load_image(path)
-        return repr(picture.size).encode() + picture.tobytes()
+        try:
+            with Image.open(path) as picture:
+                return f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{path}: not a readable picture ({error})") from None
     try:
         sound = soundfile.info(path)
         samples = soundfile.read(path, dtype="int16")[0] if sound.format == "FLAC" else None

@@ -138,7 +138,7 @@ class NLVRHead(nn.Module):
         self.side = round(n_patches**0.5)
         self.text_in, self.text = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width)), Transformer(shape)
         self.asking = nn.Parameter(torch.randn(n_questions, width))
-        self.signs = _two_layers(vision_width, width, len(SIGNS))
+        self.signs = nn.Sequential(nn.LayerNorm(vision_width), _two_layers(vision_width, width, len(SIGNS)))
         self.item, self.place = nn.Linear(len(SIGNS), width), nn.Parameter(torch.randn(n_patches, width) * 0.3)
         self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
         asked = n_questions * width

@@ -30,7 +30,8 @@ from omni.image import to_pixels
 from omni.inference.omni import Omni
 from omni.vision_encoder import ViTTiny
 
-TRAINING, TESTS = 6_000, 1_000
+TRAINING, TESTS = 4_000, 1_000
+GRID = 7
 MOST_THINGS = 6
 SEED = "scenes of the probes"  # no training draws from it
 PENALTIES = (1e-6, 1e-5, 1e-4)
@@ -83,8 +84,12 @@ PROBES = {
 
 
 def coarse(encoder: ViTTiny, grid: Tensor) -> Tensor:
-    """Patch vectors (N,P,d) averaged to the encoder's pooled grid, or as they are where they do not fit it."""
-    return encoder.pooled(grid) if encoder.config.grid_size % encoder.config.pooled_size == 0 else grid
+    """Patch vectors (N,P,d) averaged over squares to (N, GRID², d), or as they are where these do not fit."""
+    side = encoder.config.grid_size
+    if side % GRID:
+        return grid
+    square = grid.transpose(1, 2).unflatten(2, (side, side))  # (N,d,side,side)
+    return F.avg_pool2d(square, side // GRID).flatten(2).transpose(1, 2)
 
 
 @torch.inference_mode()

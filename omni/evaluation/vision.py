@@ -68,10 +68,10 @@ def image_vectors(omni: Omni, pictures: Iterable[Image.Image]) -> Tensor:
 
 @torch.inference_mode()
 def text_vectors(omni: Omni, texts: Iterable[str]) -> Tensor:
-    """Unit vectors (N,E), from the Thinker's states over each text after the begin of sequence, as in training."""
+    """Unit vectors (N,E), from the Thinker's states over each text between begin of sequence and end of turn, as in training."""
     found = []
     for batch in batches(texts):
-        ids = [[omni.tokenizer.bos_id, *omni.tokenizer.encode(text)] for text in batch]
+        ids = [[omni.tokenizer.bos_id, *omni.tokenizer.encode(text), omni.tokenizer.end_id] for text in batch]
         lengths = lengths_of(ids).to(omni.device)
         states = omni.model.thinker.hidden_states(pad_ids(ids, omni.tokenizer.pad_id).to(omni.device), lengths=lengths)
         found.append(omni.model.contrastive.text(states, lengths).cpu())

@@ -153,9 +153,9 @@ STAGES: dict[str, ReleaseStage] = {
     "audio-natural": ReleaseStage(
         "audio",
         _clips(NATURAL_VOICES),
-        {"steps": 5000, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100},
+        {"steps": 5000, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
         init_from=("audio",),
-        data={"max_audio_s": 12.0, "mel_masks": 2, "vary_speech": True, "cached_hours": 60.0},
+        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
     ),
     "vision": ReleaseStage(
         "vision",

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from omni.config import ModelConfig
+from omni.data.collate import collate_captions
+from omni.data.datasets import CaptionDataset
+from omni.data.manifests import Manifests, open_rows
 from omni.data.worlds import nlvr
 from omni.data.worlds.questions import caption
 from omni.data.worlds.scenes import COLOURS, Scene, Thing
@@ -20,6 +23,7 @@ from omni.evaluation.probes import PROBES, UNASKED, fit, majority, scores
 from omni.evaluation.vision import image_vectors, retrieval, text_vectors, unseen_scenes, vision_suite
 from omni.inference.omni import Omni
 from omni.omni_model import OmniModel
+from omni.stages.vision import caption_vectors
 from omni.tokenizer import train_tokenizer
 
 CONFIG = ModelConfig.model_validate(
@@ -104,6 +108,13 @@ def test_vectors_do_not_depend_on_their_batch(omni: Omni, monkeypatch: pytest.Mo
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
+def test_texts_are_embedded_as_the_stage_embeds_captions(omni: Omni, data: Path) -> None:
+    rows = Manifests([open_rows(str(data / "images/emoji.jsonl"), ("image", "caption"))])
+    captions = CaptionDataset(rows, CONFIG, omni.tokenizer)
+    batch = collate_captions([captions[i] for i in range(3)])
+    torch.testing.assert_close(text_vectors(omni, batch.texts), caption_vectors(omni.model, batch), atol=1e-5, rtol=1e-4)
+
+
 # --- probes
 
 
@@ -163,8 +174,9 @@ def test_a_box_is_seen_once_in_whatever_order(omni: Omni) -> None:
     torch.testing.assert_close(head(batch.patches, padded, batch.lengths)[0], logits, atol=1e-5, rtol=1e-4)
 
 
-def test_the_head_learns_what_it_sees(omni: Omni) -> None:
+def test_the_head_learns_what_it_sees(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     """Towers of one block: yellow or black."""
+    monkeypatch.setattr("omni.evaluation.nlvr.BATCH", 8)
     features = FrozenFeatures(omni)
     sentence = features.sentence("There is a yellow block.")
     examples = []
@@ -172,7 +184,7 @@ def test_the_head_learns_what_it_sees(omni: Omni) -> None:
         block = [nlvr.Item(type="square", color=paint, size=20, x_loc=40, y_loc=80)]
         examples.append(Example(boxes_of(features, nlvr.render([block] * 3), [block] * 3), sentence, paint == "Yellow"))
     features.compute()
-    head, accuracy = train_head(features, examples, examples, examples, 60)
+    head, accuracy = train_head(features, examples, examples, examples, 150)
     assert accuracy == 1.0 and all(correct(features, head, examples))
     _, blind_accuracy = train_head(features, examples, examples, examples, 5, blind=True)
     assert blind_accuracy == 0.5

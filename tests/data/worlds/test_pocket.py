@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from omni.chat import TRANSCRIBE
 from omni.data.split import held_out
 from omni.data.worlds import pocket, text
 from omni.data.worlds.pocket import HELD_OUT_FRACTION, HELD_OUT_VOICES, MANIFESTS, TRAINING_VOICES, World, generate_pocket
@@ -120,7 +121,7 @@ def test_without_a_picture_or_a_sound_the_reply_says_so(world: World) -> None:
     assert refused
     for user, assistant in refused:
         assert all(part["type"] != "image" for part in user["content"])
-        no_sound = user["content"] == [{"type": "text", "text": text.TRANSCRIBE}]
+        no_sound = user["content"] == [{"type": "text", "text": TRANSCRIBE}]
         assert assistant["content"] == (text.NO_SOUND if no_sound else text.NO_PICTURE)
 
 

@@ -1,0 +1,90 @@
+"""The curves of training runs as one picture and one JSON file, from what the Trainer wrote for TensorBoard.
+
+    python benchmarks/curves.py runs/release --steps text chat audio vision --out docs/training
+
+writes docs/training.svg and docs/training.json: of every step the training loss (a mean over each of 100 stretches) and every validation score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+POINTS = 100
+WIDTH, HEIGHT, MARGIN = 420, 240, 46
+COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#57606a")
+
+Curve = list[tuple[int, float]]
+
+
+def read(folder: Path) -> dict[str, Curve]:
+    """Name → points (step, value) of the training loss and of every validation score."""
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    curves = {}
+    for name in events.Tags()["scalars"]:
+        if name == "train/loss" or (name.startswith("validation/") and "perplexity" not in name):
+            points = [(e.step, e.value) for e in events.Scalars(name)]
+            size = max(1, len(points) // POINTS)
+            stretches = [points[i : i + size] for i in range(0, len(points), size)]
+            curves[name] = [(s[-1][0], round(mean(v for _, v in s), 4)) for s in stretches]
+    return curves
+
+
+def panel(title: str, curves: dict[str, Curve], left: int, top: int) -> list[str]:
+    """SVG of one step: every curve with at least two points, from 0 to the largest value after the first tenth."""
+    shown = {name: points for name, points in curves.items() if len(points) > 1}
+    last = max(step for points in shown.values() for step, _ in points)
+    high = max(value for points in shown.values() for step, value in points if step > last / 10)
+    lines = [
+        f'<g transform="translate({left},{top})" font-family="sans-serif" font-size="11">',
+        f'<text x="{MARGIN}" y="14">{title}</text>',
+    ]
+    lines.append(f'<rect x="{MARGIN}" y="24" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT - 64}" fill="none" stroke="#ccc"/>')
+    for label, x, y, anchor in (
+        (f"{high:.3g}", MARGIN - 4, 32, "end"),
+        ("0", MARGIN - 4, HEIGHT - 40, "end"),
+        (f"{last} updates", WIDTH - MARGIN, HEIGHT - 26, "end"),
+    ):
+        lines.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}">{label}</text>')
+    for i, (name, points) in enumerate(shown.items()):
+        at = [
+            f"{MARGIN + step / last * (WIDTH - 2 * MARGIN):.1f},{24 + (1 - min(value / high, 1)) * (HEIGHT - 64):.1f}"
+            for step, value in points
+        ]
+        colour = COLOURS[i % len(COLOURS)]
+        lines.append(f'<polyline points="{" ".join(at)}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        lines.append(f'<text x="{MARGIN + 6 + 120 * (i % 3)}" y="{HEIGHT - 12 + 12 * (i // 3)}" fill="{colour}">{name}</text>')
+    return [*lines, "</g>"]
+
+
+def draw(runs: dict[str, dict[str, Curve]]) -> str:
+    """Two panels a row."""
+    rows = -(-len(runs) // 2)
+    body = [
+        line for i, (name, curves) in enumerate(runs.items()) for line in panel(name, curves, WIDTH * (i % 2), (HEIGHT + 16) * (i // 2))
+    ]
+    size = f'width="{2 * WIDTH}" height="{rows * (HEIGHT + 16)}"'
+    return "\n".join(
+        [f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', '<rect width="100%" height="100%" fill="white"/>', *body, "</svg>", ""]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--steps", nargs="+", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    runs: dict[str, Any] = {step: read(arguments.work / step) for step in arguments.steps}
+    arguments.out.with_suffix(".json").write_text(json.dumps(runs) + "\n")
+    arguments.out.with_suffix(".svg").write_text(draw(runs))
+
+
+if __name__ == "__main__":
+    main()
