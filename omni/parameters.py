@@ -58,7 +58,9 @@ def count(module: nn.Module) -> int:
 
 def parameter_table(model: nn.Module) -> ParameterTable:
     """Of a model with all components (it may be on the meta device)."""
-    rows = {name: (name,) for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")}
+    rows: dict[str, tuple[str, ...]] = {
+        name: (name,) for name in ("thinker", "vision_encoder", "audio_encoder", "projectors", "talker", "codec", "vocoder")
+    }
     rows["projectors"] = ("image_projector", "audio_projector")
     components = {row: sum(count(getattr(model, name)) for name in names) for row, names in rows.items()}
     additions = {}

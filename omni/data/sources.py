@@ -247,7 +247,7 @@ def _keeper(chosen: Source) -> conversions.Keep:
 
     def keep(manifest: str, rows: Iterable[Row]) -> list[Row]:
         marks = _marks(chosen.name, manifest, "text")
-        found = {}
+        found: dict[str, Row] = {}
         for row in rows:
             found.setdefault(_text_digest(row)[:TEXT_MARK], row)
         missing = [number for number, mark in enumerate(marks, 1) if mark not in found]

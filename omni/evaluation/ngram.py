@@ -26,6 +26,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 NONE = -1  # no such node
+SMALLEST_DISCOUNT = 0.05  # the estimate can be 0 on a small text, and would leave nothing for what was not seen
 
 
 @dataclass(frozen=True)
@@ -137,4 +138,4 @@ def _discounts(counts: Ints) -> Floats:
     if not t[1:].all():
         return np.array([0.0, 0.5, 1.0, 1.5])
     y = t[1] / (t[1] + 2 * t[2])
-    return np.array([0.0, *(np.clip(k - (k + 1) * y * t[k + 1] / t[k], 0.0, k) for k in (1, 2, 3))])
+    return np.array([0.0, *(np.clip(k - (k + 1) * y * t[k + 1] / t[k], SMALLEST_DISCOUNT, k) for k in (1, 2, 3))])

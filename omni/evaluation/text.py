@@ -160,7 +160,8 @@ def held_out_sets(data: Path) -> dict[str, list[Row]]:
     """The held-out documents by source. Raises DataError where there are none."""
     sets: dict[str, list[Row]] = defaultdict(list)
     for row in text_documents(data, held_out=True):
-        sets[SET_NAMES.get(row["source"], row["source"])].append(row)
+        source: str = row["source"]
+        sets[SET_NAMES.get(source, source)].append(row)
     if not sets:
         raise DataError(f"{data}: holds no held-out text; fetch it with: muomni data get")
     return dict(sets)

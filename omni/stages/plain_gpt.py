@@ -103,7 +103,8 @@ class PlainGPTStage(TextStage):
     the tokenizer and the configuration are taken."""
 
     name = "plain-gpt"
-    needs, trains = ("thinker",), ()
+    needs: tuple[str, ...] = ("thinker",)
+    trains: tuple[str, ...] = ()
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)

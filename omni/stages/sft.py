@@ -35,7 +35,7 @@ class SFTStage(OmniStage[ConversationBatch]):
 
     name = "sft"
     best_metric, best_mode = "exact", "max"
-    trains = ("thinker", "vision_encoder", "audio_encoder", "image_projector", "audio_projector")
+    trains: tuple[str, ...] = ("thinker", "vision_encoder", "audio_encoder", "image_projector", "audio_projector")
 
     def __init__(self, run: RunConfig) -> None:
         """Trains the Thinker with the encoders that `init_from` brings: text alone where there is none. (A medium without its encoder is an error.)"""

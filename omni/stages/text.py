@@ -23,7 +23,7 @@ class TextStage(OmniStage[TextBatch]):
     name = "text"
     best_metric, best_mode = "loss", "min"
     unit = "tokens"
-    trains = ("thinker",)
+    trains: tuple[str, ...] = ("thinker",)
 
     def build_data(self) -> Splits[TextBatch]:
         splits, self.tokenizer = text_splits(self.run, self.config, self.tokenizer)
