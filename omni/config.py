@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from omni.errors import ConfigError
 
+VOCODER_OVERLAP = 4  # hops that a frame of the neural vocoder's inverse STFT is long
 DEFAULT_CHECKPOINT = "checkpoints/understanding"  # what is loaded where no folder is named
 
 
@@ -183,10 +184,17 @@ class TalkerConfig(Config):
 
 
 class VocoderConfig(Config):
-    """Griffin-Lim: rounds and momentum (Perraudin et al. 2013)."""
+    """Griffin-Lim: rounds and momentum (Perraudin et al. 2013). The neural vocoder: `n_blocks` of width `d_model` that see
+    `look_ahead_frames` mel frames ahead, and the discriminators that it trains against."""
 
     griffin_lim_rounds: PositiveInt = 32
     momentum: float = Field(0.99, ge=0.0, lt=1.0)
+    d_model: PositiveInt = 256
+    n_blocks: PositiveInt = 8
+    d_ff: PositiveInt = 640
+    # in all: half of it lies under the window of the inverse STFT, and the frames that this window covers before a clip must exist
+    look_ahead_frames: int = Field(4, ge=VOCODER_OVERLAP - 1)
+    discriminator_channels: PositiveInt = 16
 
 
 class ModelConfig(Config):

@@ -1,16 +1,18 @@
-"""From log-mel to a waveform with no trained weights: mel pseudo-inverse and fast Griffin-Lim.
+"""From log-mel to a waveform: Griffin-Lim, which has no weights, and a trained network that streams.
 
-B batch  T mel frames  n = T·hop samples"""
+B batch  T mel frames  n = T·hop samples  d width"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni.audio import LogMel, unscale_mel
-from omni.config import AudioConfig, VocoderConfig
+from omni.audio import LOG_MEAN, SILENCE, LogMel, unscale_mel
+from omni.config import VOCODER_OVERLAP, AudioConfig, VocoderConfig
 
 LOUDEST = 6.0  # scaled log-mel; no waveform within [-1, 1] reaches it, and its exponential is still finite
 
@@ -63,3 +65,150 @@ class GriffinLim(nn.Module):
         return torch.istft(
             spectrum.transpose(1, 2), c.n_fft, c.hop_samples, c.window_samples, self.front_end.window, center=True, length=length
         )
+
+
+# --- the neural vocoder
+
+KERNEL = 7  # frames that a convolution sees: its own and the six before it
+LOUDEST_NATS = 6.0  # of the logarithm of a spectral magnitude: above that of a full-scale sine
+State = list[Tensor]
+
+
+class CausalConvolution(nn.Module):
+    """Over time, (B,T,in) → (B,T,out). `past` (B,KERNEL-1,in) is what came before; the new past comes back."""
+
+    def __init__(self, d_in: int, d_out: int, groups: int = 1) -> None:
+        super().__init__()
+        # (B,T,C) is the channels-last layout of a picture (B,C,T,1), on which 2-D convolutions run several times as fast as Conv1d on CPUs
+        self.convolution = nn.Conv2d(d_in, d_out, (KERNEL, 1), groups=groups)
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat((past, x), dim=1)
+        return self.convolution(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2), x[:, 1 - KERNEL :]
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + scale · down(gelu(up(norm(depthwise(x))))), (B,T,d) → (B,T,d) (Liu et al. 2022, §2; along time as in Siuzdak 2023, §3.2)."""
+
+    def __init__(self, d: int, d_ff: int, scale: float) -> None:
+        super().__init__()
+        self.depthwise = CausalConvolution(d, d, groups=d)
+        self.norm = nn.LayerNorm(d)
+        self.up, self.down = nn.Linear(d, d_ff), nn.Linear(d_ff, d)
+        self.scale = nn.Parameter(torch.full((d,), scale))
+
+    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        y, past = self.depthwise(x, past)
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y)))), past
+
+
+class NeuralVocoder(nn.Module):
+    """Scaled log-mel (B,T,mels) → waveform (B, T·hop): ConvNeXt blocks at the mel rate, then an inverse STFT of the magnitudes and phases
+    that they predict (Vocos, Siuzdak 2023, §3).
+
+    Everything is causal. What it sees of the future comes from a delay alone: the 10 ms of frame t are spoken when frame
+    t + `look_ahead_frames` has been read. Before and behind a clip is silence. Whole clips and pieces go through the same code, `advance`.
+    """
+
+    window: Tensor
+
+    def __init__(self, audio: AudioConfig, config: VocoderConfig) -> None:
+        super().__init__()
+        self.audio, self.config = audio, config
+        d, self.n_fft = config.d_model, VOCODER_OVERLAP * audio.hop_samples
+        self.first = CausalConvolution(audio.n_mels, d)
+        self.first_norm = nn.LayerNorm(d)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(d, config.d_ff, 1 / config.n_blocks) for _ in range(config.n_blocks))
+        self.last_norm = nn.LayerNorm(d)
+        self.head = nn.Linear(d, self.n_fft + 2)
+        # squared Hann windows, one hop apart, add up to 3/8 of their number
+        self.register_buffer("window", torch.hann_window(self.n_fft) / (VOCODER_OVERLAP * 3 / 8), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+        with torch.no_grad():  # at first: quiet, and a pulse in the middle of every frame
+            log_magnitude, phase = self.head.bias.chunk(2)
+            log_magnitude.fill_(LOG_MEAN / 2)
+            phase[1::2] = math.pi
+
+    @property
+    def look_ahead_frames(self) -> int:
+        """Mel frames behind a frame that must be there before its samples are final, those under the inverse STFT's window included."""
+        return self.config.look_ahead_frames
+
+    @property
+    def look_ahead_ms(self) -> float:
+        """The same in milliseconds. (A mel measured from sound has itself looked half a window ahead.)"""
+        return 1000 * self.look_ahead_frames / self.audio.mel_rate_hz
+
+    @torch.no_grad()
+    def forward(self, mel: Tensor) -> Tensor:
+        """The waveform, within [-1, 1]."""
+        return self.generate(torch.cat((mel, self.silence(mel)), dim=1)).clamp(-1.0, 1.0)
+
+    def generate(self, mel: Tensor) -> Tensor:
+        """mel (B, T + look_ahead_frames, mels) → (B, T·hop), not clipped, with gradient."""
+        waveform, _ = self.advance(mel, self.start(mel))
+        return waveform[:, self.look_ahead_frames * self.audio.hop_samples :]
+
+    def stream(self) -> VocoderStream:
+        """One clip in pieces."""
+        return VocoderStream(self)
+
+    def silence(self, mel: Tensor) -> Tensor:
+        """(B, look_ahead_frames, mels): what follows a clip."""
+        return mel.new_full((len(mel), self.look_ahead_frames, self.audio.n_mels), SILENCE)
+
+    def start(self, mel: Tensor) -> State:
+        """Before the first frame of `mel`: silence for the first convolution, zeros for the others and for the sum of the inverse STFT."""
+        batch, d, hop = len(mel), self.config.d_model, self.audio.hop_samples
+        return [
+            mel.new_full((batch, KERNEL - 1, self.audio.n_mels), SILENCE),
+            *(mel.new_zeros(batch, KERNEL - 1, d) for _ in self.blocks),
+            mel.new_zeros(batch, VOCODER_OVERLAP - 1, hop),
+        ]
+
+    def advance(self, mel: Tensor, state: State) -> tuple[Tensor, State]:
+        """The next T ≥ 1 mel frames (B,T,mels) → the waveform (B, T·hop) that they complete, which is `look_ahead_frames` behind, and the
+        state to go on from: the last inputs of every convolution, and the overlapping ends of the last frames."""
+        x, past = self.first(mel.clamp(SILENCE, LOUDEST), state[0])
+        x, after = self.first_norm(x), [past]
+        for block, past in zip(self.blocks, state[1:-1], strict=True):
+            x, past = block(x, past)
+            after.append(past)
+        with torch.autocast(mel.device.type, enabled=False):
+            log_magnitude, phase = self.head(self.last_norm(x.float())).chunk(2, dim=-1)  # each (B, T, n_fft/2+1)
+            spectrum = torch.polar(log_magnitude.clamp(max=LOUDEST_NATS).exp(), phase)
+            frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
+        parts = frames.unflatten(2, (VOCODER_OVERLAP, -1)).unbind(2)  # part k of frame t is for the hop t + k
+        total = F.pad(state[-1], (0, 0, 0, mel.shape[1]))  # (B, T + overlap - 1, hop)
+        for k, part in enumerate(parts):
+            total = total + F.pad(part, (0, 0, k, VOCODER_OVERLAP - 1 - k))
+        return total[:, : mel.shape[1]].flatten(1), [*after, total[:, mel.shape[1] :]]
+
+
+class VocoderStream:
+    """A clip that comes in pieces: all that `push` and `finish` give, joined, is what the vocoder gives for the whole."""
+
+    def __init__(self, vocoder: NeuralVocoder) -> None:
+        self._vocoder = vocoder
+        self._state: State | None = None
+        self._early = vocoder.look_ahead_frames  # so many hops still to come lie before the clip
+
+    @torch.no_grad()
+    def push(self, mel: Tensor) -> Tensor:
+        """The next mel frames (1,T,mels), T ≥ 0 → the samples (1,n) that are final now."""
+        if self._state is None:
+            self._state = self._vocoder.start(mel)
+        if not mel.shape[1]:
+            return mel.new_zeros(1, 0)
+        waveform, self._state = self._vocoder.advance(mel, self._state)
+        early = min(self._early, mel.shape[1])
+        self._early -= early
+        return waveform[:, early * self._vocoder.audio.hop_samples :].clamp(-1.0, 1.0)
+
+    def finish(self) -> Tensor:
+        """The rest (1,n), when no frame follows."""
+        return self.push(self._vocoder.silence(self._state[0])) if self._state is not None else torch.zeros(1, 0)

@@ -123,7 +123,7 @@ GPT_RATE = 2e-3  # the best of the three
 
 
 def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
-    train = {"steps": steps, "batch_size": 16, "micro_batch_size": 16, "learning_rate": rate, "warmup_steps": steps // 18}
+    train = {"steps": steps, "batch_size": 16, "micro_batch_size": 16, "learning_rate": rate, "warmup_steps": 100, "optimizer": "muon"}
     return ReleaseStage("plain-gpt", _documents, train, init_from=("text",), world=("text", "text_chat"))
 
 
@@ -131,12 +131,12 @@ STAGES: dict[str, ReleaseStage] = {
     "text": ReleaseStage(
         "text",
         _documents,
-        {"steps": 1800, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 100},
+        {"steps": 3600, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 100, "optimizer": "muon"},
         world=("text", "text_chat"),
     ),
     # the baseline: the best of three learning rates, in short runs, then as many tokens as the Thinker reads
     **{f"gpt-{rate:g}": _plain_gpt(200, rate) for rate in (1e-3, 2e-3, 4e-3)},
-    "gpt": _plain_gpt(1800, GPT_RATE),
+    "gpt": _plain_gpt(3600, GPT_RATE),
     "chat": ReleaseStage(
         "sft",
         _dialogues,
@@ -160,7 +160,7 @@ STAGES: dict[str, ReleaseStage] = {
     "vision": ReleaseStage(
         "vision",
         _captioned,
-        {"steps": 1400, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1.5e-3, "warmup_steps": 100},
+        {"steps": 2000, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
         init_from=("chat",),
         model={"vision_encoder": {"image_tokens": "pooled"}},
     ),
