@@ -125,6 +125,7 @@ class ResidualVQ(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
+        self.dropout = config.codebook_dropout
         self.quantizers = nn.ModuleList(
             VectorQuantizer(config.codebook_size, config.latent_size, config.ema_decay, config.dead_code_threshold)
             for _ in range(config.n_codebooks)
@@ -143,34 +144,43 @@ class ResidualVQ(nn.Module):
         return torch.stack([self.quantizers[k].decode(codes[..., k]) for k in range(codes.shape[-1])]).sum(0)  # type: ignore[operator]
 
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B,F,D), valid (B,F) → quantised (B,F,D), codes (B,F,K), summed commitment."""
+        """x (B,F,D), valid (B,F) → quantised (B,F,D), codes (B,F,K), summed commitment. In training a share `dropout` of the rows keeps only its
+        first 1 to K codebooks, so that fewer are enough for a coarser answer (SoundStream, §III-C)."""
         left, out, codes, commitment = x, torch.zeros_like(x), [], x.new_zeros((), dtype=torch.float32)
-        for quantizer in self.quantizers:
+        n_kept = torch.full((len(x),), len(self.quantizers), device=x.device)
+        if self.training and self.dropout:
+            fewer = torch.randint(1, len(self.quantizers) + 1, n_kept.shape, device=x.device)
+            n_kept = torch.where(torch.rand(n_kept.shape, device=x.device) < self.dropout, fewer, n_kept)
+        for k, quantizer in enumerate(self.quantizers):
             part, ids, distance = quantizer(left, valid)
-            left, out, commitment = left - part, out + part, commitment + distance
+            left, commitment = left - part, commitment + distance
+            out = out + part * (k < n_kept)[:, None, None]
             codes.append(ids)
         return out, torch.stack(codes, dim=-1), commitment
 
 
 class ResidualConvolution(nn.Module):
-    """x + convolution over time, at the code rate: (B,H,F) → (B,H,F). Padding is zeroed first, so a clip is the same alone and in a batch."""
+    """x + convolution over three frames, at the code rate: (B,H,F) → (B,H,F). The three end `ahead` (0 or 1) frames ahead. Padding is zeroed
+    first, so a clip is the same alone and in a batch."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, ahead: int) -> None:
         super().__init__()
-        self.spread = nn.Conv1d(width, width, 3, padding=1)
+        self.padding = (2 - ahead, ahead)
+        self.spread = nn.Conv1d(width, width, 3)
         self.mix = nn.Conv1d(width, width, 1)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        return x + self.mix(F.gelu(self.spread(F.gelu(x) * keep)))
+        return x + self.mix(F.gelu(self.spread(F.pad(F.gelu(x) * keep, self.padding))))
 
 
 class ConvolutionStack(nn.Module):
-    """(B,F,d_in) → (B,F,d_out) through `n_blocks` residual convolutions of `hidden` channels."""
+    """(B,F,d_in) → (B,F,d_out) through `n_blocks` residual convolutions of `hidden` channels, of which the first `look_ahead` see one frame
+    ahead and the others none."""
 
-    def __init__(self, d_in: int, hidden: int, d_out: int, n_blocks: int) -> None:
+    def __init__(self, d_in: int, hidden: int, d_out: int, n_blocks: int, look_ahead: int) -> None:
         super().__init__()
         self.first = nn.Linear(d_in, hidden)
-        self.blocks = nn.ModuleList(ResidualConvolution(hidden) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(ResidualConvolution(hidden, ahead=int(i < look_ahead)) for i in range(n_blocks))
         self.last = nn.Linear(hidden, d_out)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
@@ -195,7 +205,8 @@ class CodecOutput:
 class MelCodec(nn.Module):
     """Scaled log-mel (B,T,mels) ↔ codes (B, ceil(T/stride), K).
 
-    `stride` mel frames, each projected to D numbers, are folded into one vector, so that convolutions run at the code rate only.
+    `stride` mel frames, each projected to D numbers, are folded into one vector, so that convolutions run at the code rate only. The encoder
+    sees both ways; the decoder sees `look_ahead` code frames ahead, so that it can run while codes are still to come.
     """
 
     def __init__(self, config: CodecConfig, n_mels: int = 128) -> None:
@@ -203,9 +214,9 @@ class MelCodec(nn.Module):
         self.config = config
         width, folded = config.latent_size, config.latent_size * config.stride
         self.proj_in = nn.Linear(n_mels, width)
-        self.encoder = ConvolutionStack(folded, config.hidden_size, width, config.n_blocks)
+        self.encoder = ConvolutionStack(folded, config.hidden_size, width, config.n_blocks, look_ahead=config.n_blocks)
         self.rvq = ResidualVQ(config)
-        self.decoder = ConvolutionStack(width, config.hidden_size, folded, config.n_blocks)
+        self.decoder = ConvolutionStack(width, config.hidden_size, folded, config.n_blocks, look_ahead=config.look_ahead)
         self.proj_out = nn.Linear(width, n_mels)
 
     def n_code_frames(self, mel_lengths: Tensor) -> Tensor:
@@ -238,6 +249,13 @@ class MelCodec(nn.Module):
         frame = torch.arange(codes.shape[1], device=codes.device)
         valid = (frame < lengths[:, None]) if lengths is not None else torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
         return self._rebuild(self.rvq.decode(codes), valid)
+
+    def decode_span(self, codes: Tensor, start: int, end: int) -> Tensor:
+        """codes (B,F,k) → the mel of code frames `start` ≤ f < `end` alone, the same as `decode` gives there, from the frames near them. Codes
+        of `look_ahead` frames behind `end` must be there already, unless speech ends before."""
+        first = max(0, start - 2 * self.config.n_blocks)  # every block sees two frames back
+        mel = self.decode(codes[:, first : end + self.config.look_ahead])
+        return mel[:, (start - first) * self.config.stride : (end - first) * self.config.stride]
 
     def forward(self, mel: Tensor, lengths: Tensor) -> CodecOutput:
         """There and back, with the sums that the losses are made of."""

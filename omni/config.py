@@ -157,9 +157,18 @@ class CodecConfig(Config):
     stride: PositiveInt = 8
     hidden_size: PositiveInt = 256
     n_blocks: PositiveInt = 2
+    look_ahead: int = Field(1, ge=0)  # code frames that the decoder waits for
+    codebook_dropout: float = Field(0.0, ge=0.0, le=1.0)  # share of training clips that keep only some of the first codebooks
+    hearing_weight: float = Field(1.0, ge=0.0)  # of the distance between what a trained audio encoder hears in both
     ema_decay: float = Field(0.99, gt=0.0, lt=1.0)
     commitment_weight: float = Field(0.25, ge=0.0)
     dead_code_threshold: float = Field(0.5, ge=0.0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CodecConfig:
+        if self.look_ahead > self.n_blocks:
+            raise ValueError(f"look_ahead {self.look_ahead} exceeds n_blocks {self.n_blocks}, each of which sees one frame ahead")
+        return self
 
 
 class TalkerConfig(Config):

@@ -108,3 +108,38 @@ def test_dead_codes_come_back(codec: MelCodec) -> None:
 def test_fewer_codebooks_give_a_coarser_mel_of_the_same_length(codec: MelCodec) -> None:
     codes = codec.encode(clips()[0])
     assert [codec.decode(codes[..., :k]).shape for k in (1, 2, 3)] == [(4, 40, 128)] * 3
+
+
+# --- decoding while codes are still to come
+
+
+@pytest.mark.parametrize("look_ahead", [0, 1, 2])
+def test_a_code_reaches_back_no_further_than_the_look_ahead(look_ahead: int) -> None:
+    torch.manual_seed(0)
+    codec = MelCodec(CONFIG.model_copy(update={"look_ahead": look_ahead}))
+    codes = torch.randint(16, (1, 20, 3))
+    changed = codes.clone()
+    changed[:, 12] = (changed[:, 12] + 1) % 16
+    difference = (codec.decode(codes) - codec.decode(changed)).abs().amax(-1)[0].unflatten(0, (20, 8)).amax(-1)
+    assert (difference > 1e-6).nonzero()[0].item() == 12 - look_ahead
+
+
+@pytest.mark.parametrize("step", [1, 3, 20])
+def test_spans_are_the_whole(codec: MelCodec, step: int) -> None:
+    codes = torch.randint(16, (2, 20, 3))
+    spans = []
+    for start in range(0, 20, step):
+        end = min(start + step, 20)
+        known = codes[:, : end + CONFIG.look_ahead]  # nothing later is needed
+        spans.append(codec.decode_span(known, start, end))
+    torch.testing.assert_close(torch.cat(spans, dim=1), codec.decode(codes), atol=1e-5, rtol=1e-4)
+
+
+def test_with_codebook_dropout_some_rows_keep_fewer_codebooks(codec: MelCodec) -> None:
+    codec.rvq.dropout = 1.0
+    mel, lengths = clips()
+    with torch.no_grad():
+        whole = codec.eval()(mel, lengths)
+        fewer = [codec.train()(mel, lengths).mel for _ in range(6)]
+    assert any(not torch.allclose(mel, whole.mel, atol=1e-4) for mel in fewer)
+    assert torch.equal(codec.train()(mel, lengths).codes, whole.codes)
