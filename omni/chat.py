@@ -132,7 +132,8 @@ def render_text(messages: Sequence[Message], tokenizer: BPETokenizer) -> list[in
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply as the Talker is told it: ids (T,), the characters (C,) of its spelling, and the position in T of each one's token."""
+    """A reply as the Talker is told it: ids (T,), the characters (C,) of its spelling between two spaces, the silence before and behind, and the
+    position in T of each one's token."""
 
     input_ids: list[int]
     char_ids: list[int]
@@ -145,12 +146,15 @@ def render_reply(text: str, tokenizer: BPETokenizer) -> Reply:
         raise DataError("there is nothing to say: the text is empty")
     ids = tokenizer.encode(text)
     head = [tokenizer.bos_id, tokenizer.assistant_id]
-    char_ids, char_tokens = [], []
+    silence = encode_characters(" ")
+    char_ids, char_tokens = [*silence], [len(head)]
     for position, piece in enumerate(tokenizer.pieces(ids), start=len(head)):
         spelled = encode_characters(piece)
         char_ids += spelled
         char_tokens += [position] * len(spelled)
-    return Reply([*head, *ids, tokenizer.end_id], char_ids, char_tokens)
+    if len(char_ids) == 1:
+        raise DataError("there is nothing to say: the text has no letter, digit or sign")
+    return Reply([*head, *ids, tokenizer.end_id], char_ids + silence, [*char_tokens, len(head) + len(ids)])
 
 
 @dataclass(frozen=True)

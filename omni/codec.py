@@ -143,6 +143,11 @@ class ResidualVQ(nn.Module):
         """codes (…,k) of the first k ≤ K codebooks → (…,D); fewer codebooks give a coarser answer."""
         return torch.stack([self.quantizers[k].decode(codes[..., k]) for k in range(codes.shape[-1])]).sum(0)  # type: ignore[operator]
 
+    @torch.no_grad()
+    def vectors(self) -> list[Tensor]:
+        """What each code of every codebook adds, (N,D)."""
+        return [q.decode(torch.arange(len(q.codebook), device=q.codebook.device)) for q in self.quantizers]  # type: ignore[operator,union-attr,arg-type]
+
     def forward(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (B,F,D), valid (B,F) → quantised (B,F,D), codes (B,F,K), summed commitment. In training a share `dropout` of the rows keeps only its
         first 1 to K codebooks, so that fewer are enough for a coarser answer (SoundStream, §III-C)."""

@@ -172,16 +172,20 @@ class CodecConfig(Config):
 
 
 class TalkerConfig(Config):
-    """Causal transformer from the reply's characters (each with its token's Thinker state) to codec codes, in a named voice."""
+    """A reader of the reply's characters (each with its token's Thinker state) and a causal transformer over frames of codec codes, in a named
+    voice."""
 
     d_model: PositiveInt = 192
     n_layers: PositiveInt = 4
+    n_text_layers: PositiveInt = 2
     n_heads: PositiveInt = 3
     n_kv_heads: PositiveInt = 1
     d_ff: PositiveInt = 768
-    context_length: PositiveInt = 1024
+    code_width: PositiveInt | None = None  # of the code embeddings, which are also the output heads; None is d_model
+    context_length: PositiveInt = 1024  # frames
     voices: tuple[str, ...] = ("default",)
-    conditioning_dropout: float = Field(0.1, ge=0.0, le=1.0)
+    conditioning_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of texts that are read without their Thinker states
+    history_dropout: float = Field(0.1, ge=0.0, lt=1.0)  # share of frames that are not told the codes before them
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -203,7 +207,7 @@ class VocoderConfig(Config):
     d_ff: PositiveInt = 640
     # in all: half of it lies under the window of the inverse STFT, and the frames that this window covers before a clip must exist
     look_ahead_frames: int = Field(4, ge=VOCODER_OVERLAP - 1)
-    discriminator_channels: PositiveInt = 16
+    discriminator_channels: PositiveInt = 8
 
 
 class ModelConfig(Config):
@@ -243,7 +247,8 @@ PRESETS: dict[str, ModelConfig] = {
         vision_encoder=VisionEncoderConfig(image_size=112, d_model=48, n_layers=2, n_heads=3, d_ff=80, image_tokens="grid"),
         audio_encoder=AudioEncoderConfig(conv_channels=12, d_model=64, n_layers=2, n_heads=4, d_ff=80),
         codec=CodecConfig(n_codebooks=3, codebook_size=64, latent_size=16, hidden_size=40, n_blocks=1),
-        talker=TalkerConfig(d_model=48, n_layers=3, n_heads=3, n_kv_heads=1, d_ff=80, context_length=512),
+        vocoder=VocoderConfig(d_model=8, n_blocks=1, d_ff=16, discriminator_channels=2),
+        talker=TalkerConfig(d_model=48, n_layers=2, n_text_layers=1, n_heads=3, n_kv_heads=1, d_ff=80, code_width=16, context_length=512),
     ),
     "tiny": _TINY,
     "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),
@@ -284,7 +289,9 @@ class DataConfig(Config):
     sizes: DataSizes | None = None  # a record; no run depends on it
     mel_masks: int = Field(0, ge=0)  # SpecAugment in stage audio: so many bands of time and of frequency are hidden in every clip
     vary_speech: bool = False  # stage audio: another speed, vocal tract, room, noise and channel for every clip of every epoch
-    cached_hours: PositiveFloat = 4.0  # of decoded sound that are kept in memory (0.1 GB an hour)
+    cached_hours: PositiveFloat = 4.0  # of decoded sound that are kept in memory (0.1 GB an hour, in stage vocoder 0.3)
+    segment_s: PositiveFloat = 0.8  # stage vocoder: length of the pieces of clips, others in every epoch
+    codec_share: float = Field(0.0, ge=0.0, le=1.0)  # stage vocoder: share of pieces whose log-mel went through the codec of init_from
 
 
 class TrainConfig(Config):
@@ -311,6 +318,7 @@ class TrainConfig(Config):
     log_every: PositiveInt = 10
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    adversarial_after: int = Field(0, ge=0)  # stage vocoder: updates by spectral distance alone, before the discriminators begin
     gradient_checkpointing: bool = False
     debug_nan: bool = False
     seed: int = Field(0, ge=0)
@@ -322,8 +330,8 @@ class TrainConfig(Config):
         return self
 
 
-STAGES = ("text", "plain-gpt", "audio", "vision", "codec", "talker", "sft")
-StageName = Literal["text", "plain-gpt", "audio", "vision", "codec", "talker", "sft"]
+STAGES = ("text", "plain-gpt", "audio", "vision", "codec", "vocoder", "talker", "sft")
+StageName = Literal["text", "plain-gpt", "audio", "vision", "codec", "vocoder", "talker", "sft"]
 
 
 class RunConfig(Config):

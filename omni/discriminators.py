@@ -44,7 +44,7 @@ class SpectralDiscriminator(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.stack = ConvolutionStack(
             [
-                nn.Conv2d(2, c, (3, 9), padding=(1, 4)),
+                nn.Conv2d(2, c, (3, 9), stride=(1, 4), padding=(1, 4)),
                 *(nn.Conv2d(c, c, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4)) for d in (1, 2, 4)),
                 nn.Conv2d(c, c, (3, 3), padding=1),
                 nn.Conv2d(c, 1, (3, 3), padding=1),
@@ -97,23 +97,23 @@ class Discriminators(nn.Module):
 
 
 def per_clip(x: Tensor) -> Tensor:
-    """(B,…) → the mean of each (B,), in float32."""
-    return x.float().flatten(1).mean(1)
+    """(B,…) → the mean of each (B,), added up in float32."""
+    return x.mean(tuple(range(1, x.ndim)), dtype=torch.float32)
 
 
 def hinge_loss(real: list[Features], fake: list[Features]) -> Tensor:
     """The discriminators' loss of each clip (B,): verdicts on recordings should exceed 1, those on made sound stay below -1 (Lim & Ye 2017)."""
-    losses = [per_clip(F.relu(1 - r[-1].float())) + per_clip(F.relu(1 + f[-1].float())) for r, f in zip(real, fake, strict=True)]
+    losses = [per_clip(F.relu(1 - r[-1])) + per_clip(F.relu(1 + f[-1])) for r, f in zip(real, fake, strict=True)]
     return torch.stack(losses).mean(0)
 
 
 def adversarial_loss(fake: list[Features]) -> Tensor:
     """The vocoder's loss of each clip (B,): verdicts on what it made should exceed 1 (Défossez et al. 2022, §3.4)."""
-    return torch.stack([per_clip(F.relu(1 - f[-1].float())) for f in fake]).mean(0)
+    return torch.stack([per_clip(F.relu(1 - f[-1])) for f in fake]).mean(0)
 
 
 def feature_matching_loss(real: list[Features], fake: list[Features]) -> Tensor:
     """How far the discriminators' inner features of made sound are from those of the recording, relative to their size, for each clip (B,)
     (Larsen et al. 2016; relative as in Défossez et al. 2022, §3.4)."""
     pairs = [pair for r, f in zip(real, fake, strict=True) for pair in zip(r[:-1], f[:-1], strict=True)]
-    return torch.stack([per_clip((r.float() - f.float()).abs()) / per_clip(r.float().abs()).clamp(min=1e-3) for r, f in pairs]).mean(0)
+    return torch.stack([per_clip((r - f).abs()) / per_clip(r.abs()).clamp(min=1e-3) for r, f in pairs]).mean(0)

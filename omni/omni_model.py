@@ -18,15 +18,16 @@ from omni.checkpoint import SavedModel, load_into
 from omni.codec import MelCodec
 from omni.config import ModelConfig
 from omni.contrastive import ContrastiveHeads
-from omni.errors import CheckpointError
+from omni.errors import CheckpointError, ConfigError
 from omni.nn.transformer import Block, Transformer
 from omni.projector import Projector
 from omni.talker import Conditioning, TalkerTiny
 from omni.thinker import ThinkerLM
 from omni.vision_encoder import ViTTiny
-from omni.vocoder import GriffinLim
+from omni.vocoder import GriffinLim, NeuralVocoder
 
-COMPONENTS = ("thinker", "vision_encoder", "audio_encoder", "image_projector", "audio_projector", "talker", "codec")
+COMPONENTS = ("thinker", "vision_encoder", "audio_encoder", "image_projector", "audio_projector", "talker", "codec", "vocoder")
+VOCODERS = ("neural", "griffin-lim")
 MORE_COMPONENTS = ("contrastive",)  # for measuring; a checkpoint may hold them, no interface needs them
 
 
@@ -46,6 +47,7 @@ class OmniModel(nn.Module):
     audio_projector: Projector
     talker: TalkerTiny
     codec: MelCodec
+    vocoder: NeuralVocoder | GriffinLim
     contrastive: ContrastiveHeads
 
     def __init__(self, config: ModelConfig, components: Sequence[str] = COMPONENTS) -> None:
@@ -65,18 +67,25 @@ class OmniModel(nn.Module):
             "audio_projector": lambda: Projector(config.projectors.kind, config.audio_encoder.d_model, width),
             "talker": lambda: TalkerTiny(config.talker, config.codec, width),
             "codec": lambda: MelCodec(config.codec, config.audio.n_mels),
+            "vocoder": lambda: NeuralVocoder(config.audio, config.vocoder),
             "contrastive": lambda: ContrastiveHeads(config.vision_encoder.d_model, width),
         }
         for name in self.components:
             setattr(self, name, make[name]())
-        # neither has weights: they belong to every model and to no checkpoint
+        # without weights, so in every model and in no checkpoint
         self.log_mel = LogMel(config.audio)
-        self.vocoder = GriffinLim(config.audio, config.vocoder)
+        if "vocoder" not in self.components:
+            self.vocoder = GriffinLim(config.audio, config.vocoder)
 
     @classmethod
-    def from_saved(cls, saved: SavedModel) -> OmniModel:
-        """The model in a checkpoint, in evaluation mode. Raises CheckpointError that names a missing or mismatched tensor."""
-        model = cls(saved.config, saved.components)
+    def from_saved(cls, saved: SavedModel, vocoder: str | None = None) -> OmniModel:
+        """The model in a checkpoint, in evaluation mode, with one of VOCODERS; None: the neural one if the checkpoint has one. Raises
+        CheckpointError that names a missing or mismatched tensor, or when the neural vocoder is asked for and not there."""
+        if vocoder not in (None, *VOCODERS):
+            raise ConfigError(f"no vocoder {vocoder!r}; known: {', '.join(VOCODERS)}")
+        if vocoder == "neural" and "vocoder" not in saved.components:
+            raise CheckpointError(f"{saved.folder}: has no neural vocoder (it holds {', '.join(saved.components)}); use griffin-lim")
+        model = cls(saved.config, [name for name in saved.components if name != "vocoder" or vocoder != "griffin-lim"])
         model.load_components(saved)
         return model.eval()
 
@@ -99,6 +108,11 @@ class OmniModel(nn.Module):
             prefix = f"{name}."
             tensors = {key.removeprefix(prefix): value for key, value in saved.tensors.items() if key.startswith(prefix)}
             load_into(getattr(self, name), tensors, f"{saved.folder}: {name}")
+
+    @property
+    def vocoder_name(self) -> str:
+        """What makes its waveforms: the trained vocoder, or Griffin-Lim where there is none."""
+        return "neural" if "vocoder" in self.components else "griffin-lim"
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute every block's activations in the backward pass instead of keeping them (Chen et al. 2016)."""

@@ -12,10 +12,10 @@ from torch import nn
 # row: the component it is part of, and the submodules or parameters that it counts
 ADDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ctc_head": ("audio_encoder", ("ctc_head",)),
-    "talker_conditioning": ("talker", ("conditioning",)),
-    "talker_rest_heads": ("talker", ("rest_mix", "rest_head")),
-    "talker_begin_end": ("talker", ("begin", "end_head")),
+    "talker_conditioning": ("talker", ("conditioning", "duration", "frame_conditioning", "begin")),
+    "talker_rest_heads": ("talker", ("rest_mix", "rest_out")),
     "codec_strides": ("codec", ("encoder", "decoder")),
+    "neural_vocoder": ("vocoder", ("first", "first_norm", "blocks", "last_norm", "head")),
 }
 MEANINGS = {
     "thinker": "language model: embedding, transformer, LM head",
@@ -26,10 +26,10 @@ MEANINGS = {
     "codec": "mel projections, residual vector quantiser",
     "vocoder": "Griffin-Lim has no weights",
     "ctc_head": "several character slots per 80 ms frame",
-    "talker_conditioning": "spelling, Thinker states and voice",
+    "talker_conditioning": "spelling, Thinker states and voice; durations; what is said in a frame",
     "talker_rest_heads": "later codebooks given the earlier ones",
-    "talker_begin_end": "begin and end of speech, outside the codebook",
     "codec_strides": "convolutions between 100 Hz mel and 12.5 Hz codes",
+    "neural_vocoder": "log-mel to magnitudes and phases of an inverse STFT",
 }
 
 

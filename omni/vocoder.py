@@ -74,32 +74,22 @@ LOUDEST_NATS = 6.0  # of the logarithm of a spectral magnitude: above that of a 
 State = list[Tensor]
 
 
-class CausalConvolution(nn.Module):
-    """Over time, (B,T,in) → (B,T,out). `past` (B,KERNEL-1,in) is what came before; the new past comes back."""
-
-    def __init__(self, d_in: int, d_out: int, groups: int = 1) -> None:
-        super().__init__()
-        # (B,T,C) is the channels-last layout of a picture (B,C,T,1), on which 2-D convolutions run several times as fast as Conv1d on CPUs
-        self.convolution = nn.Conv2d(d_in, d_out, (KERNEL, 1), groups=groups)
-
-    def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.cat((past, x), dim=1)
-        return self.convolution(x.transpose(1, 2)[..., None])[..., 0].transpose(1, 2), x[:, 1 - KERNEL :]
-
-
 class ConvNeXtBlock(nn.Module):
-    """x + scale · down(gelu(up(norm(depthwise(x))))), (B,T,d) → (B,T,d) (Liu et al. 2022, §2; along time as in Siuzdak 2023, §3.2)."""
+    """x + scale · down(gelu(up(norm(depthwise(x))))), (B,T,d) → (B,T,d) (Liu et al. 2022, §2; along time as in Siuzdak 2023, §3.2).
+    `past` (B,KERNEL-1,d) is what came before x; the new past comes back."""
 
     def __init__(self, d: int, d_ff: int, scale: float) -> None:
         super().__init__()
-        self.depthwise = CausalConvolution(d, d, groups=d)
+        self.depthwise = nn.Conv2d(d, d, (KERNEL, 1), groups=d)
         self.norm = nn.LayerNorm(d)
         self.up, self.down = nn.Linear(d, d_ff), nn.Linear(d_ff, d)
         self.scale = nn.Parameter(torch.full((d,), scale))
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        y, past = self.depthwise(x, past)
-        return x + self.scale * self.down(F.gelu(self.up(self.norm(y)))), past
+        seen = torch.cat((past, x), dim=1)
+        # as a picture (B,d,T,1), of which (B,T,d) is the channels-last layout: several times as fast on CPUs as a 1-D convolution
+        y = self.depthwise(seen.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y)))), seen[:, 1 - KERNEL :]
 
 
 class NeuralVocoder(nn.Module):
@@ -116,7 +106,7 @@ class NeuralVocoder(nn.Module):
         super().__init__()
         self.audio, self.config = audio, config
         d, self.n_fft = config.d_model, VOCODER_OVERLAP * audio.hop_samples
-        self.first = CausalConvolution(audio.n_mels, d)
+        self.first = nn.Linear(KERNEL * audio.n_mels, d)  # a convolution
         self.first_norm = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(ConvNeXtBlock(d, config.d_ff, 1 / config.n_blocks) for _ in range(config.n_blocks))
         self.last_norm = nn.LayerNorm(d)
@@ -173,8 +163,9 @@ class NeuralVocoder(nn.Module):
     def advance(self, mel: Tensor, state: State) -> tuple[Tensor, State]:
         """The next T ≥ 1 mel frames (B,T,mels) → the waveform (B, T·hop) that they complete, which is `look_ahead_frames` behind, and the
         state to go on from: the last inputs of every convolution, and the overlapping ends of the last frames."""
-        x, past = self.first(mel.clamp(SILENCE, LOUDEST), state[0])
-        x, after = self.first_norm(x), [past]
+        seen = torch.cat((state[0], mel.clamp(SILENCE, LOUDEST)), dim=1)
+        after = [seen[:, 1 - KERNEL :]]
+        x = self.first_norm(self.first(seen.unfold(1, KERNEL, 1).flatten(2)))
         for block, past in zip(self.blocks, state[1:-1], strict=True):
             x, past = block(x, past)
             after.append(past)

@@ -180,10 +180,12 @@ def test_every_character_of_a_reply_points_at_its_token(tokenizer: BPETokenizer)
     reply = render_reply(text, tokenizer)
     as_chat = render([says("assistant", text)], tokenizer, BUDGET, 200)
     assert reply.input_ids == as_chat.input_ids
-    assert decode_characters(reply.char_ids) == text.replace("é", "e")
+    assert decode_characters(reply.char_ids) == f" {text} ".replace("é", "e")  # silence before and behind
     assert reply.char_tokens == sorted(reply.char_tokens)
-    for position in set(reply.char_tokens):
-        spelled = decode_characters(c for c, p in zip(reply.char_ids, reply.char_tokens, strict=True) if p == position)
+    assert reply.input_ids[reply.char_tokens[-1]] == tokenizer.end_id
+    for position in set(reply.char_tokens[:-1]):
+        spelling = zip(reply.char_ids[1:-1], reply.char_tokens[1:-1], strict=True)
+        spelled = decode_characters(c for c, p in spelling if p == position)
         assert spelled == tokenizer.pieces(reply.input_ids)[position].replace("é", "e")
     with pytest.raises(DataError, match="nothing to say"):
         render_reply("  ", tokenizer)

@@ -87,7 +87,7 @@ def _measure(omni: Omni, questions: Any) -> dict[str, Any]:
     note("by kind of question: " + "  ".join(f"{kind} {share:.0%}" for kind, share in scenes.typed.by_kind.items()))
     note(
         f"does it say the words? its own CTC prefers the right text over another's in {fit.share:.0%} of {fit.items} sentences "
-        f"(95 %: {fit.interval[0]:.0%} to {fit.interval[1]:.0%}); nats a character: own {fit.own:.2f}, other {fit.other:.2f}; {fit.ended:.0%} ended by themselves"
+        f"(95 %: {fit.interval[0]:.0%} to {fit.interval[1]:.0%}); nats a character: own {fit.own:.2f}, other {fit.other:.2f}"
     )
     return {"scenes": {name: asdict(getattr(scenes, name)) for name in rows}, "speech": asdict(fit)}
 

@@ -45,10 +45,10 @@ Row = dict[str, Any]
 T = TypeVar("T")
 
 
-def _load(checkpoint: Path | None, device: str) -> Omni:
+def _load(checkpoint: Path | None, device: str, vocoder: str | None = None) -> Omni:
     from omni.inference.omni import Omni
 
-    return Omni.from_pretrained(checkpoint, device)
+    return Omni.from_pretrained(checkpoint, device, vocoder)
 
 
 def _sampling(**settings: Any) -> Sampling:
@@ -126,12 +126,6 @@ def _save_speech(speech: Speech, path: Path) -> None:
     from omni.audio import save_audio
 
     save_audio(path, speech.waveform, speech.sample_rate_hz)
-    _note_runaway(speech, str(path))
-
-
-def _note_runaway(speech: Speech, name: str) -> None:
-    if not speech.ended:
-        note(f"notice: {name}: the speech did not end by itself and was stopped after {speech.duration_s:.1f} s")
 
 
 def _note_reply(reply: Reply, prefix: str = "") -> None:
@@ -227,6 +221,7 @@ def say(
     manifest: Annotated[Path | None, typer.Option(help='many sentences: JSONL rows {"id", "text", "voice"?}')] = None,
     out_dir: Annotated[Path | None, typer.Option(help="with --manifest: folder of the WAV files")] = None,
     batch_size: BatchSize = 1,
+    vocoder: Annotated[str | None, typer.Option(help="neural or griffin-lim; default: neural if the checkpoint has one")] = None,
     ckpt: Checkpoint = None,
     device: Device = "auto",
     temperature: Temperature = 0.0,
@@ -242,12 +237,12 @@ def say(
     if manifest is not None:
         if out_dir is None or out is not None:
             raise DataError("--manifest writes into --out-dir; give that, and no --out")
-        _say_rows(manifest, out_dir, voice, sampling, batch_size, lambda: _load(ckpt, device))
+        _say_rows(manifest, out_dir, voice, sampling, batch_size, lambda: _load(ckpt, device, vocoder))
         return
     if out is None or out_dir is not None:
         raise DataError("say where to: --out FILE.wav, or --out - for a stream; --out-dir belongs to --manifest")
     assert text is not None
-    omni = _load(ckpt, device)
+    omni = _load(ckpt, device, vocoder)
     if out == "-":
         if as_json:
             raise DataError("--out - streams sound to standard output; leave out --json")
@@ -258,9 +253,13 @@ def say(
     _save_speech(speech, Path(out))
     seconds = time.monotonic() - start
     if as_json:
-        print_json({"file": out, "audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3)})
+        print_json({"file": out, **_figures(omni, speech, seconds)})
     else:
-        note(f"{out}: {speech.duration_s:.2f} s of speech in {seconds:.2f} s")
+        note(f"{out}: {speech.duration_s:.2f} s of speech in {seconds:.2f} s ({omni.model.vocoder_name} vocoder)")
+
+
+def _figures(omni: Omni, speech: Speech, seconds: float) -> Row:
+    return {"audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3), "vocoder": omni.model.vocoder_name}
 
 
 def _say_rows(manifest: Path, out_dir: Path, voice: str | None, sampling: Sampling, batch_size: int, load: Callable[[], Omni]) -> None:
@@ -287,7 +286,7 @@ def _say_rows(manifest: Path, out_dir: Path, voice: str | None, sampling: Sampli
         speech, seconds = result
         path = out_dir / f"{row['id']}.wav"
         _save_speech(speech, path)
-        print_json({"id": row["id"], "file": str(path), "audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3)})
+        print_json({"id": row["id"], "file": str(path), **_figures(omni, speech, seconds)})
     _fail(failed, len(rows), "sentences")
 
 
@@ -302,7 +301,6 @@ def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
     for chunk in chunks:
         sys.stdout.buffer.write((chunk.waveform.clip(-1, 1) * 32767).astype("<i2").tobytes())
         sys.stdout.buffer.flush()
-        _note_runaway(chunk, "a clause")
 
 
 def transcribe(

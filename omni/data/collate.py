@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omni.audio import SILENCE
 from omni.characters import PAD_ID
-from omni.data.datasets import CaptionExample, ConversationExample, SpeechExample, TalkerExample
+from omni.data.datasets import CaptionExample, ConversationExample, SpeechExample, TalkerExample, VocoderExample
 from omni.tokenizer import BPETokenizer
 
 IGNORE = -100
@@ -67,7 +67,7 @@ class CaptionBatch(Batch):
 @dataclass(frozen=True)
 class TalkerBatch(Batch):
     """What is said (input_ids (B,T) with lengths (B,); char_ids and char_tokens (B,C) with char_lengths (B,)), by whom (voices (B,)), and
-    how it sounds (mel (B,T',mels), mel_lengths (B,))."""
+    how it sounds (mel (B,T',mels), mel_lengths (B,)); `clips` says where each comes from."""
 
     mel: Tensor
     mel_lengths: Tensor
@@ -78,11 +78,21 @@ class TalkerBatch(Batch):
     char_lengths: Tensor
     voices: Tensor
     texts: tuple[str, ...]
+    clips: tuple[str, ...]
 
     def with_text_of_neighbour(self) -> TalkerBatch:
         """The same sound with the text of the row before: does a model follow the text it is given?"""
         text = ("input_ids", "lengths", "char_ids", "char_tokens", "char_lengths")
         return replace(self, texts=self.texts[-1:] + self.texts[:-1], **{name: getattr(self, name).roll(1, 0) for name in text})
+
+
+@dataclass(frozen=True)
+class VocoderBatch(Batch):
+    """Pieces of clips: waveform (B,n), mel (B,T,mels) with the look-ahead, and whether that went through the codec, through_codec (B,)."""
+
+    mel: Tensor
+    waveform: Tensor
+    through_codec: Tensor
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,16 @@ def collate_talker(examples: Sequence[TalkerExample]) -> TalkerBatch:
         char_lengths=lengths_of([r.char_ids for r in replies]),
         voices=torch.tensor([e.voice for e in examples]),
         texts=tuple(e.text for e in examples),
+        clips=tuple(e.clip for e in examples),
+    )
+
+
+def collate_vocoder(examples: Sequence[VocoderExample]) -> VocoderBatch:
+    """Pieces of one length."""
+    return VocoderBatch(
+        torch.stack([e.mel for e in examples]),
+        torch.stack([e.waveform for e in examples]),
+        torch.tensor([e.through_codec for e in examples]),
     )
 
 

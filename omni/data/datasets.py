@@ -6,20 +6,22 @@ import io
 import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import soundfile
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from omni.audio import LogMel, decode_audio
+from omni.audio import SILENCE, LogMel, decode_audio
 from omni.characters import encode_characters
 from omni.chat import DESCRIBE, MediaBudget, Message, Rendered, Reply, render, render_reply
-from omni.config import DataConfig, ModelConfig
+from omni.config import AudioConfig, DataConfig, ModelConfig
 from omni.data.manifests import Manifests, Row, Rows
 from omni.errors import DataError
 from omni.image import decode_image, to_pixels
@@ -27,6 +29,7 @@ from omni.tokenizer import BPETokenizer
 
 log = logging.getLogger(__name__)
 E = TypeVar("E")
+INT16 = 32767
 
 
 @contextmanager
@@ -52,43 +55,53 @@ def media_bytes(rows: Rows, value: Any) -> tuple[bytes, str]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-class MelReader:
-    """Clips as scaled log-mel (T,mels), no longer than `data.max_audio_s`; the most recent `data.cached_hours` of them are kept.
+class SoundReader(Generic[E]):
+    """What `make` makes of the waveforms (n,) of clips no longer than `data.max_audio_s`; for the most recent `data.cached_hours` of them it
+    is kept."""
 
-    Kept ones are in float16, so all are rounded to that: a clip is the same whether or not it was kept, and a resumed run reads the same.
-    """
+    def __init__(self, audio: AudioConfig, data: DataConfig, make: Callable[[Tensor], E]) -> None:
+        self.rate, self.make = audio.sample_rate_hz, make
+        self.max_audio_s, self.cache_samples = data.max_audio_s, int(data.cached_hours * 3600 * self.rate)
+        self._cache: OrderedDict[tuple[str, str], tuple[E, int]] = OrderedDict()
+        self._cached_samples = 0
 
-    def __init__(self, config: ModelConfig, data: DataConfig) -> None:
-        self.log_mel = LogMel(config.audio)
-        self.max_audio_s, self.cache_frames = data.max_audio_s, int(data.cached_hours * 3600 * config.audio.mel_rate_hz)
-        self._cache: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
-        self._cached_frames = 0
-
-    def __call__(self, rows: Rows, value: Any) -> Tensor:
+    def __call__(self, rows: Rows, value: Any) -> E:
         """The clip in a row's media field. Raises DataError if it is unreadable or too long."""
         if not isinstance(value, str):
-            return self._read(rows, value).float()
+            return self._read(rows, value)[0]
         key = (str(rows.root), value)
         if key in self._cache:
             self._cache.move_to_end(key)
         else:
             self._cache[key] = self._read(rows, value)
-            self._cached_frames += len(self._cache[key])
-        mel = self._cache[key]
-        while self._cached_frames > self.cache_frames:
-            _, old = self._cache.popitem(last=False)
-            self._cached_frames -= len(old)
-        return mel.float()
+            self._cached_samples += self._cache[key][1]
+        made, _ = self._cache[key]
+        while self._cached_samples > self.cache_samples:
+            _, (_, n_samples) = self._cache.popitem(last=False)
+            self._cached_samples -= n_samples
+        return made
 
-    def _read(self, rows: Rows, value: Any) -> Tensor:
+    def _read(self, rows: Rows, value: Any) -> tuple[E, int]:
         data, name = media_bytes(rows, value)
-        rate = self.log_mel.config.sample_rate_hz
-        wave = decode_audio(data, name, rate)
-        if len(wave) > self.max_audio_s * rate:
+        wave = decode_audio(data, name, self.rate)
+        if len(wave) > self.max_audio_s * self.rate:
             raise DataError(
-                f"{name}: {len(wave) / rate:.1f} s exceed data.max_audio_s {self.max_audio_s:g}; cut the clip or raise the limit"
+                f"{name}: {len(wave) / self.rate:.1f} s exceed data.max_audio_s {self.max_audio_s:g}; cut the clip or raise the limit"
             )
-        return self.log_mel(torch.from_numpy(wave)).half()
+        return self.make(torch.from_numpy(wave)), len(wave)
+
+
+class MelReader:
+    """Clips as scaled log-mel (T,mels). Kept ones are in float16, so all are rounded to that: a clip is the same whether or not it was kept,
+    and a resumed run reads the same."""
+
+    def __init__(self, config: ModelConfig, data: DataConfig) -> None:
+        log_mel = LogMel(config.audio)
+        self._read: SoundReader[Tensor] = SoundReader(config.audio, data, lambda wave: log_mel(wave).half())
+
+    def __call__(self, rows: Rows, value: Any) -> Tensor:
+        """The clip in a row's media field. Raises DataError if it is unreadable or too long."""
+        return self._read(rows, value).float()
 
 
 class ManifestDataset(ABC, Generic[E]):
@@ -164,20 +177,36 @@ class SpeechDataset(ManifestDataset[SpeechExample]):
         return SpeechExample(self._mel(source, row["audio"]), encode_characters(row["text"]), row["text"])
 
     def infeasible(self) -> list[str]:
-        """`file:line` of every clip whose text does not fit into the CTC slots of its frames (Graves et al. 2006: a character that follows
-        itself needs a blank between). Decodes no sound."""
-        places = []
-        audio, encoder = self.config.audio, self.config.audio_encoder
-        for index in range(len(self.rows)):
-            row, source, number = self.rows[index]
-            with _at(source, number):
-                data, name = media_bytes(source, row["audio"])
-                duration_s = _duration_s(data, name)
-            mel_frames = -(-round(duration_s * audio.sample_rate_hz) // audio.hop_samples)
-            slots = -(-mel_frames // encoder.downsample) * encoder.ctc_slots
-            if slots < slots_needed(encode_characters(row["text"])):
-                places.append(source.where(number))
-        return places
+        """`file:line` of every clip whose text does not fit into the CTC slots of its frames. Decodes no sound."""
+        return [self.rows[i][1].where(self.rows[i][2]) for i in infeasible_clips(self.rows, self.config)]
+
+
+def infeasible_clips(rows: Manifests, config: ModelConfig) -> list[int]:
+    """The rows whose text does not fit into the CTC slots of their sound (Graves et al. 2006: a character that follows itself needs a blank
+    between)."""
+    found, audio, encoder = [], config.audio, config.audio_encoder
+    for index in range(len(rows)):
+        row, source, number = rows[index]
+        with _at(source, number):
+            duration_s = _number(row, "duration_s")
+            if duration_s is None:
+                duration_s = _duration_s(*media_bytes(source, row["audio"]))
+        mel_frames = -(-round(duration_s * audio.sample_rate_hz) // audio.hop_samples)
+        if -(-mel_frames // encoder.downsample) * encoder.ctc_slots < slots_needed(encode_characters(row["text"])):
+            found.append(index)
+    return found
+
+
+def without_infeasible_clips(rows: Manifests, config: ModelConfig) -> Manifests:
+    """The rows whose characters can be found in their sound; the others are counted and reported. Raises DataError when none is left."""
+    infeasible = set(infeasible_clips(rows, config))
+    if not infeasible:
+        return rows
+    found = f"{len(infeasible)} of {len(rows)} clips are too short for their text, the first at {rows[min(infeasible)][1].where(rows[min(infeasible)][2])}"
+    if len(infeasible) == len(rows):
+        raise DataError(f"{found}: none is left")
+    log.warning("%s: left out", found)
+    return rows.choose([index for index in range(len(rows)) if index not in infeasible])
 
 
 def slots_needed(targets: list[int]) -> int:
@@ -228,19 +257,20 @@ def _check_length(ids: list[int], context_length: int, name: str) -> None:
 
 @dataclass(frozen=True)
 class TalkerExample:
-    """mel (T,mels), the reply that it speaks, the voice's number."""
+    """mel (T,mels), the reply that it speaks, the voice's number; the file, or the manifest's line that holds the sound."""
 
     mel: Tensor
     reply: Reply
     voice: int
     text: str
+    clip: str
 
 
 class TalkerDataset(ManifestDataset[TalkerExample]):
     """Rows {"audio", "text", "speaker"?, "duration_s"?}; a row without speaker is the first voice. Raises DataError for an unknown one."""
 
     def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, data: DataConfig) -> None:
-        super().__init__(without_long_clips(rows, data.max_audio_s))
+        super().__init__(without_infeasible_clips(without_long_clips(rows, data.max_audio_s), config))
         self.config, self.tokenizer = config, tokenizer
         self._mel = MelReader(config, data)
         for index in range(len(self.rows)):
@@ -258,7 +288,76 @@ class TalkerDataset(ManifestDataset[TalkerExample]):
     def _example(self, row: Row, source: Rows, number: int) -> TalkerExample:
         reply = render_reply(row["text"], self.tokenizer)
         _check_length(reply.input_ids, self.config.thinker.context_length, "text")
-        return TalkerExample(self._mel(source, row["audio"]), reply, self._voice(row), row["text"])
+        clip = str(source.path(row["audio"])) if isinstance(row["audio"], str) else source.where(number)
+        return TalkerExample(self._mel(source, row["audio"]), reply, self._voice(row), row["text"], clip)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A clip at rest: waveform (T·hop,) in 16 bits; mel and what the codec makes of it, if there is one, (T,mels) in float16."""
+
+    waveform: Tensor
+    mel: Tensor
+    codec_mel: Tensor | None
+
+
+@dataclass(frozen=True)
+class VocoderExample:
+    """A piece of a clip: waveform (n,), mel (n/hop + look-ahead, mels), and whether that went through the codec."""
+
+    waveform: Tensor
+    mel: Tensor
+    through_codec: bool
+
+
+class VocoderDataset(ManifestDataset[VocoderExample]):
+    """Rows {"audio", "duration_s"?}: of each clip a piece of `data.segment_s`, other ones in every epoch, silence behind the end of a shorter
+    clip. `codec_share` of the pieces have the log-mel that `resynthesise` (T,mels) → (T,mels) makes of the clip's."""
+
+    def __init__(
+        self,
+        rows: Manifests,
+        config: ModelConfig,
+        data: DataConfig,
+        *,
+        codec_share: float = 0.0,
+        resynthesise: Callable[[Tensor], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(without_long_clips(rows, data.max_audio_s))
+        assert resynthesise is not None or not codec_share
+        self.codec_share, self.resynthesise = codec_share, resynthesise
+        self.seed, self.epoch = seed, 0
+        self.frames = max(1, round(data.segment_s * config.audio.mel_rate_hz))
+        self.look_ahead = config.vocoder.look_ahead_frames
+        self._log_mel = LogMel(config.audio)
+        self._recording = SoundReader(config.audio, data, self._rest)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which pieces are cut."""
+        self.epoch = epoch
+
+    def _rest(self, wave: Tensor) -> Recording:
+        wave = F.pad(wave, (0, -len(wave) % self._log_mel.config.hop_samples))
+        mel = self._log_mel(wave)
+        codec_mel = self.resynthesise(mel).half() if self.resynthesise is not None and self.codec_share else None
+        return Recording((wave.clamp(-1.0, 1.0) * INT16).round().short(), mel.half(), codec_mel)
+
+    def _example(self, row: Row, source: Rows, number: int) -> VocoderExample:
+        recording = self._recording(source, row["audio"])
+        random = np.random.default_rng((self.seed, self.epoch, number))
+        through_codec = bool(random.random() < self.codec_share)
+        mel = recording.codec_mel if through_codec else recording.mel
+        assert mel is not None
+        start = int(random.integers(0, max(1, len(mel) - self.frames + 1)))
+        hop = self._log_mel.config.hop_samples
+        mel = mel[start : start + self.frames + self.look_ahead].float()
+        wave = recording.waveform[start * hop : (start + self.frames) * hop].float() / INT16
+        return VocoderExample(
+            F.pad(wave, (0, self.frames * hop - len(wave))),
+            F.pad(mel, (0, 0, 0, self.frames + self.look_ahead - len(mel)), value=SILENCE),
+            through_codec,
+        )
 
 
 @dataclass(frozen=True)

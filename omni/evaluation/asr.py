@@ -28,7 +28,7 @@ from omni.data.datasets import slots_needed
 from omni.data.manifests import open_rows
 from omni.data.release import READERS, speech_rows
 from omni.errors import DataError
-from omni.evaluation.judge import WHISPER_TINY, judge_hears
+from omni.evaluation.judge import WHISPER_TINY, find_judge
 from omni.evaluation.metrics import ErrorRate, greedy_ctc, normalise, ratio_interval
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords
 from omni.inference.omni import Omni
@@ -197,7 +197,7 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[s
     for name, clips in sets.items():
         metrics[name] = {key: value for key, value in asdict(evaluate_set(omni, clips, search)).items() if value is not None}
         if judge is not None:
-            ceilings[name] = asdict(rates(clips, judge_hears(judge, [clip.audio for clip in clips])))
+            ceilings[name] = asdict(rates(clips, find_judge(WHISPER_TINY, judge).hear([clip.audio for clip in clips])))
         log.info("%s: WER %.4f of %d clips", name, metrics[name]["greedy"]["wer"], len(clips))
     return {
         "suite": "asr",

@@ -121,7 +121,6 @@ class SpeechFit:
     share: float
     interval: tuple[float, float]
     items: int
-    ended: float
 
 
 @torch.inference_mode()
@@ -137,8 +136,7 @@ def speech_fit(omni: Omni, texts: Sequence[str], voice: str | None = None) -> Sp
         own.append(_nats_per_character(omni, speech.waveform, text))
         other.append(_nats_per_character(omni, speech.waveform, rival))
     fits = [float(a < b) for a, b in zip(own, other, strict=True)]
-    ended = sum(s.ended for s in spoken) / len(spoken)
-    return SpeechFit(sum(own) / len(own), sum(other) / len(other), sum(fits) / len(fits), bootstrap_interval(fits), len(fits), ended)
+    return SpeechFit(sum(own) / len(own), sum(other) / len(other), sum(fits) / len(fits), bootstrap_interval(fits), len(fits))
 
 
 def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:

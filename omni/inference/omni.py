@@ -24,7 +24,7 @@ from omni.image import load_image, to_pixels, video_frames
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords, segments
 from omni.inference.engine import Engine, Generation, Prompt, Stopped, TextEvent
 from omni.inference.sampling import Sampling
-from omni.inference.speech import Speaker, Speech, join
+from omni.inference.speech import Speaker, Speech
 from omni.omni_model import OmniModel
 from omni.tokenizer import BPETokenizer
 
@@ -56,9 +56,10 @@ class Omni:
         self._tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path | None = None, device: str | None = None) -> Omni:
+    def from_pretrained(cls, folder: str | Path | None = None, device: str | None = None, vocoder: str | None = None) -> Omni:
         """Load a model folder, or a training run's best, onto `device` ("auto" or None: a GPU if there is one), in float32. Raises
-        CheckpointError when it is missing, damaged or of another shape, ConfigError for a device that cannot be used."""
+        CheckpointError when it is missing, damaged or of another shape, ConfigError for a device that cannot be used. `vocoder`:
+        "neural", "griffin-lim", or None: the neural one if the checkpoint has one; what it is is logged and in `model.vocoder_name`."""
         if folder is None and not Path(DEFAULT_CHECKPOINT).is_dir():
             raise CheckpointError(
                 f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo` or `muomni train pocket --preset nano`, "
@@ -66,13 +67,15 @@ class Omni:
             )
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else str(device)
         saved = load_model(find_checkpoint(folder or DEFAULT_CHECKPOINT))
-        model = OmniModel.from_saved(saved)
+        model = OmniModel.from_saved(saved, vocoder)
         try:
             model = model.to(chosen)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"device {chosen!r} cannot be used: {str(error).splitlines()[0]}") from None
         parameters = sum(p.numel() for p in model.parameters())
         log.info("loaded %s: %s, %s parameters, on %s", saved.folder, ", ".join(model.components), f"{parameters:,}", chosen)
+        if "talker" in model.components:
+            log.info("it speaks through its %s vocoder", model.vocoder_name)
         return cls(model, BPETokenizer(saved.tokenizer) if saved.tokenizer is not None else None, saved.folder)
 
     @property
@@ -285,12 +288,8 @@ class Omni:
         self, texts: Sequence[str], voice: str | Sequence[str | None] | None = None, *, sampling: Sampling = GREEDY
     ) -> list[Speech]:
         """Several texts as speech, decoded together; each as it would be said alone. `voice`: for all, or one for each."""
-        voices = [voice] * len(texts) if voice is None or isinstance(voice, str) else voice
-        clauses = [self.speaker.clauses(text) for text in texts]
-        of_clause = [v for v, parts in zip(voices, clauses, strict=True) for _ in parts]
-        spoken = iter(self.speaker.say([clause for parts in clauses for clause in parts], of_clause, sampling))
-        return [join([next(spoken) for _ in parts]) for parts in clauses]
+        return self.speaker.say(texts, voice, sampling)
 
     def say_stream(self, text: str, voice: str | None = None, *, sampling: Sampling = GREEDY) -> Iterator[Speech]:
-        """The same clause by clause, each as soon as it is ready; joined, it is what `say` gives."""
+        """The same in pieces, each as soon as it is ready; joined, they are what `say` gives."""
         return self.speaker.stream(text, voice, sampling)

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from omni.characters import encode_characters
 from omni.config import ModelConfig
 from omni.omni_model import OmniModel
-from omni.talker import FRAMES_PER_CHARACTER
+from omni.talker import SLOTS
 
 Shape = tuple[int, ...]
 DOCUMENTED_PRESET = "tiny"
 ONE_SECOND = 1.0
 SAID = "This is a test of text to speech."  # ten tokens, says the document
 TRAINING_FRAMES = 50
+CHARACTER_SLOTS = 3
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,6 @@ class Tracer:
         yield Step("token ids of the reply", tuple(ids.shape), (1, 10))
         characters = torch.tensor([encode_characters(SAID)])
         n_characters = characters.shape[1]
-        frames = round(n_characters * FRAMES_PER_CHARACTER)
         yield Step("characters of the reply", tuple(characters.shape), None, "5,000 pieces say too little about pronunciation")
         token = torch.arange(n_characters)[None] * ids.shape[1] // n_characters
         conditioning = model.condition(
@@ -156,28 +156,34 @@ class Tracer:
         yield Step(
             "conditioning: a character with its token's state", tuple(conditioning.embeddings.shape), None, "spelling and meaning together"
         )
+        lasts = torch.full((n_characters,), CHARACTER_SLOTS)  # an untrained Talker has no idea: 60 ms each
+        frames = -(-n_characters * CHARACTER_SLOTS // SLOTS)
+        yield Step("slots of 20 ms that each character lasts", (1, *lasts.shape), None, "predicted; speech ends with the last one")
+        conditions = talker.frame_conditioning(conditioning.embeddings[0], lasts, frames)
+        yield Step("what each frame is to say", (1, *conditions.shape), None, "the characters in its four slots")
         cache = talker.make_cache(1)
-        state = talker.start(conditioning, cache)
-        yield Step(
-            "text and begin-of-speech, read once",
-            shapes["talker.transformer"],
-            (1, 1, 192),
-            "begin is a vector; the document's zero codes are a valid sound",
-        )
         codes = torch.empty(1, 0, codec.n_codebooks, dtype=torch.long)
+        history = talker.begin[None]
         for frame in range(frames):
+            state = talker.step(history, conditions[frame : frame + 1], cache)
             first = talker.first_logits(state)
-            code = first[:, : codec.codebook_size].argmax(-1, keepdim=True)
+            code = first.argmax(-1, keepdim=True)
             rest = None
             while code.shape[1] < codec.n_codebooks:
                 rest = talker.rest_logits(state, code)
                 code = torch.cat((code, rest.argmax(-1, keepdim=True)), dim=1)
             codes = torch.cat((codes, code[:, None]), dim=1)
-            state = talker.step(code, frame, cache)
-        yield Step("logits of the first codebook", tuple(first.shape), (1, 128), "one more: end of speech, an id outside the codebook")
+            history = talker.embed_codes(code)
+        yield Step(
+            "Talker input, a frame",
+            (1, 1, talker.config.d_model),
+            (1, 1, 192),
+            "begin is a vector; the document's zero codes are a valid sound",
+        )
+        yield Step("logits of the first codebook", tuple(first.shape), (1, 128))
         if rest is not None:
             yield Step("logits of the next codebook", tuple(rest.shape), (1, 128))
-        why = f"the Talker decides when to stop; {n_characters} characters last about {frames} frames, 10 tokens are not 300"
+        why = f"the characters decide how long: {n_characters} of 60 ms are {frames} frames, 10 tokens are not 300"
         yield Step("codes", tuple(codes.shape), (1, 301, 2), why)
         mel = model.codec.decode(codes)
         yield Step("log-mel", tuple(mel.shape), (1, 301, 128), f"a code frame is {codec.stride} mel frames (12.5 and 100 Hz)")
@@ -202,23 +208,18 @@ class Tracer:
         token = (torch.arange(n_characters) * ids.shape[1] // n_characters).expand(2, -1)
         lengths = torch.tensor([n_characters] * 2)
         conditioning = model.condition(ids, torch.tensor([10, 10]), characters, token, lengths, torch.zeros(2, dtype=torch.long))
-        output = model.talker(codes, conditioning)
-        why = "characters and begin come before the frames, so that nothing needs to be shifted"
-        yield Step("Talker input", shapes["talker.transformer"], (2, 50, 192), f"{n_characters} + 1 + {TRAINING_FRAMES}: {why}")
-        why = "one position more for the end, one id more for end of speech"
-        yield Step("logits of the first codebook", tuple(output.first.shape), (2, 50, 128), why)
+        lasts = torch.full((n_characters,), CHARACTER_SLOTS)
+        output = model.talker(codes, conditioning, [lasts, lasts])
+        yield Step("Talker input", shapes["talker.transformer"], (2, 50, 192), "what a frame is to say, and the codes of the one before")
+        yield Step("logits of the first codebook", tuple(output.first.shape), (2, 50, 128))
         rest = (
             "each given the state and the earlier codes of its frame"
             if codec.n_codebooks == 2
             else f"{codec.n_codebooks - 1} later codebooks"
         )
         yield Step("logits of the later codebooks", tuple(output.rest.shape), (2, 50, 128), f"frames × codebooks × codes; {rest}")
-        yield Step(
-            "targets",
-            (output.first.shape[:2].numel() + output.rest.shape[:3].numel(),),
-            (200,),
-            "200 codes and an end of speech for each clip",
-        )
+        yield Step("durations", tuple(output.log_durations.shape), None, "when the speech ends is learned too")
+        yield Step("targets", (output.first.shape[:2].numel() + output.rest.shape[:3].numel(),), (200,))
 
     # --- parts
 

@@ -8,7 +8,8 @@ from omni.stages.sft import SFTStage
 from omni.stages.talker import TalkerStage
 from omni.stages.text import TextStage
 from omni.stages.vision import VisionStage
+from omni.stages.vocoder import VocoderStage
 
 STAGES: dict[str, type[OmniStage]] = {  # type: ignore[type-arg]
-    stage.name: stage for stage in (TextStage, PlainGPTStage, AudioStage, VisionStage, CodecStage, TalkerStage, SFTStage)
+    stage.name: stage for stage in (TextStage, PlainGPTStage, AudioStage, VisionStage, CodecStage, VocoderStage, TalkerStage, SFTStage)
 }

@@ -10,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
 from omni.chat import parts_of, render_text
 from omni.config import ModelConfig, RunConfig
 from omni.data import collate
-from omni.data.datasets import CaptionDataset, ConversationDataset, SpeechDataset, TalkerDataset
+from omni.data.datasets import CaptionDataset, ConversationDataset, SpeechDataset, TalkerDataset, VocoderDataset
 from omni.data.manifests import Manifests, Row, open_rows
 from omni.data.packing import PackedText, pack
 from omni.data.split import held_out
@@ -76,6 +79,18 @@ def caption_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer)
 def talker_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.TalkerBatch]:
     """{"audio", "text", "speaker"?}."""
     return _splits(run, ("audio", "text"), lambda rows: TalkerDataset(rows, config, tokenizer, run.data), collate.collate_talker)
+
+
+def vocoder_splits(run: RunConfig, config: ModelConfig, resynthesise: Callable[[Tensor], Tensor] | None) -> Splits[collate.VocoderBatch]:
+    """{"audio", "text"}. The validation clips are heard as recorded and, with `resynthesise` (T,mels) → (T,mels), as the codec makes them."""
+
+    def pieces(rows: Manifests, codec_share: float) -> VocoderDataset:
+        return VocoderDataset(rows, config, run.data, codec_share=codec_share, resynthesise=resynthesise, seed=run.train.seed)
+
+    train, validation = open_splits(run, ("audio", "text"))
+    heard = [pieces(validation, share) for share in ((0.0, 1.0) if resynthesise is not None else (0.0,))]
+    both: Examples = ConcatDataset(heard)  # type: ignore[arg-type]  # of anything that has a length and items
+    return Splits(pieces(train, run.data.codec_share), both, collate.collate_vocoder)
 
 
 def conversation_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.ConversationBatch]:

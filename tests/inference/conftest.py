@@ -49,6 +49,9 @@ def make_omni(tokenizer: BPETokenizer) -> Omni:
     for p in model.parameters():
         if p.dim() > 1 and p.requires_grad:
             p.data *= 4.0
+    model.talker.duration.weight.data /= 16.0  # a character lasts about as long as usual
+    for p in model.talker.code_emb.parameters():
+        p.data /= 8.0  # these are the output heads too: no code is certain
     return Omni(model, tokenizer)
 
 

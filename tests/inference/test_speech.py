@@ -1,4 +1,4 @@
-"""Speech: exact durations, batched == single, streamed == whole, learned end, and guards against speech that never ends."""
+"""Speech: exact durations, batched == single, streamed == whole, and an end that the text decides."""
 
 import math
 
@@ -12,18 +12,11 @@ from omni.chat import render_reply
 from omni.errors import ConfigError, DataError
 from omni.inference.omni import GREEDY
 from omni.inference.sampling import Sampling
-from omni.inference.speech import BATCH, GRACE_FRAMES, LOOP_FRAMES, SHORTEST_CLAUSE, SLOWEST, clauses, loop_start
-from omni.talker import FRAMES_PER_CHARACTER
+from omni.inference.speech import BATCH, SHORTEST_CLAUSE, clauses
 
 FREE = Sampling(temperature=1.0)
 TEXTS = ["Hello!", "The circle is red.", "There are two small stars and one thing", "Yes."]
 LONG = "There are two small stars, and one big square. The circle is red; what colour is the big blue thing? Yes."
-
-
-def set_end(omni, logit: float) -> None:
-    """Make the end of speech as likely as `logit` says, whatever was said."""
-    omni.model.talker.end_head.weight.data.zero_()
-    omni.model.talker.end_head.bias.data.fill_(logit)
 
 
 def test_so_many_frames_are_so_many_seconds(omni):
@@ -39,7 +32,6 @@ def test_so_many_frames_are_so_many_seconds(omni):
 
 @torch.no_grad()
 def test_greedy_codes_are_those_of_full_passes(own_omni):
-    set_end(own_omni, -1e4)
     for p in own_omni.model.talker.transformer.parameters():
         if p.dim() > 1:
             p.data *= 4.0  # what was said before matters much
@@ -47,10 +39,11 @@ def test_greedy_codes_are_those_of_full_passes(own_omni):
         reply = render_reply(text, own_omni.tokenizer)
         ids, chars, tokens = (torch.tensor([x]) for x in (reply.input_ids, reply.char_ids, reply.char_tokens))
         n_ids, n_chars = torch.tensor([ids.shape[1]]), torch.tensor([chars.shape[1]])
-        out = own_omni.model.talker(speech.codes[None], own_omni.model.condition(ids, n_ids, chars, tokens, n_chars, torch.tensor([1])))
-        assert torch.equal(out.first[0, :-1].argmax(-1), speech.codes[:, 0])
+        conditioning = own_omni.model.condition(ids, n_ids, chars, tokens, n_chars, torch.tensor([1]))
+        out = own_omni.model.talker(speech.codes[None], conditioning, own_omni.model.talker.durations(conditioning))
+        assert torch.equal(out.first[0].argmax(-1), speech.codes[:, 0])
         assert torch.equal(out.rest[0].argmax(-1), speech.codes[:, 1:])
-        assert len(speech.codes.unique(dim=0)) > 10
+        assert len(speech.codes.unique(dim=0)) > 2
 
 
 def test_a_codec_gone_wild_does_not_make_nan(own_omni):
@@ -61,7 +54,7 @@ def test_a_codec_gone_wild_does_not_make_nan(own_omni):
 
 
 def same(a, b) -> bool:
-    return torch.equal(a.codes, b.codes) and a.stopped == b.stopped and np.allclose(a.waveform, b.waveform, atol=1e-4)
+    return torch.equal(a.codes, b.codes) and np.allclose(a.waveform, b.waveform, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, FREE])
@@ -74,7 +67,7 @@ def test_batched_is_single(omni, sampling):
 def test_streamed_is_whole(omni):
     parts = list(omni.say_stream(LONG, "bob", sampling=FREE))
     whole = omni.say(LONG, "bob", sampling=FREE)
-    assert len(parts) == len(omni.speaker.clauses(LONG)) > 2
+    assert len(parts) >= 1
     assert torch.equal(torch.cat([p.codes for p in parts]), whole.codes)
     np.testing.assert_allclose(np.concatenate([p.waveform for p in parts]), whole.waveform, atol=1e-4)
 
@@ -90,37 +83,37 @@ def test_text_voice_and_seed_matter_and_the_same_seed_repeats(omni):
     assert not any(torch.equal(base, other.codes) for other in others)
 
 
-def test_speech_ends_where_the_talker_says_so(own_omni):
-    set_end(own_omni, 1e4)
-    speech = own_omni.say("Hello!", sampling=FREE)
-    assert (speech.stopped, speech.ended, len(speech.codes)) == ("end", True, 1)  # the first frame always sounds
+def test_speech_lasts_as_long_as_its_characters(own_omni):
+    duration = own_omni.model.talker.duration
+    duration.weight.data.zero_()
+    for slots, text in ((2.0, "Hello!"), (7.0, "Hello!"), (3.0, "There are two small stars and one thing")):
+        duration.bias.data.fill_(math.log1p(slots))
+        speech = own_omni.say(text, sampling=FREE)
+        assert len(speech.codes) == math.ceil(slots * (len(text) + 2) / 4)  # with the silence before and behind
 
 
-def test_speech_that_never_ends_is_stopped_at_a_length_that_the_text_decides(own_omni):
-    set_end(own_omni, -1e4)
-    hot = Sampling(temperature=5.0)
-    texts = ["Yes."] * BATCH + TEXTS  # more than are decoded together
-    for text, speech in zip(texts, own_omni.say_batch(texts, sampling=hot), strict=True):
-        assert speech.stopped == "limit"
-        assert len(speech.codes) == math.ceil(SLOWEST * FRAMES_PER_CHARACTER * len(text)) + GRACE_FRAMES
+def test_no_character_lasts_for_ever_and_something_always_sounds(own_omni):
+    duration = own_omni.model.talker.duration
+    duration.weight.data.zero_()
+    for bias, frames in ((50.0, own_omni.model.config.talker.context_length // 2), (-50.0, 1)):
+        duration.bias.data.fill_(bias)
+        assert len(own_omni.say("There are two small stars and one thing", sampling=FREE).codes) == frames
 
 
-def test_a_loop_is_stopped_early_and_its_repetitions_are_cut(own_omni):
-    set_end(own_omni, -1e4)
-    talker = own_omni.model.talker
-    for head in (talker.first_head, *talker.rest_head):
-        head.weight.data.zero_()  # every frame is the same
-    speech = own_omni.say("There are two small stars and one thing", sampling=GREEDY)
-    assert (speech.stopped, len(speech.codes)) == ("limit", 1)
+def test_more_texts_than_are_decoded_together(omni):
+    texts = ["Yes."] * BATCH + TEXTS
+    said = omni.say_batch(texts, sampling=FREE)
+    assert same(said[0], said[BATCH - 1])
+    assert same(said[-1], omni.say("Yes.", sampling=FREE))
 
 
-def test_loops_are_told_from_speech():
-    speech = [[i % 50, 1] for i in range(60)]
-    assert loop_start(speech) is None
-    assert loop_start([[1, 1]] * (LOOP_FRAMES - 1)) is None
-    looping = speech + [[i % 7, 2] for i in range(LOOP_FRAMES)]
-    assert loop_start(looping) == 60 + 7
-    assert loop_start([[i % 13, 2] for i in range(60)]) is None
+@torch.no_grad()
+def test_a_clause_follows_the_one_before(own_omni):
+    """The second clause is read behind the first, and its frames come behind the first's."""
+    first, second = own_omni.speaker.say([LONG.split(";")[0] + ";", LONG], "bob", FREE)
+    assert torch.equal(second.codes[: len(first.codes) - 2], first.codes[: len(first.codes) - 2])  # but for the silence behind
+    other = own_omni.say(LONG.replace("one big square", "two wide houses"), "bob", sampling=FREE)
+    assert other.codes[-10:].tolist() != second.codes[-10:].tolist()
 
 
 @given(st.text(alphabet=st.sampled_from('ab ,.!?\n é"'), max_size=400), st.integers(21, 60))
@@ -146,8 +139,8 @@ def test_clauses_end_at_punctuation_and_are_not_tiny():
 
 def test_long_texts_are_said_whole(omni):
     text = " ".join(["The circle is red"] * 40)
-    assert sum(len(c) for c in omni.speaker.clauses(text)) > 600
-    assert len(omni.say(text, sampling=FREE).codes) > 40
+    assert len(clauses(text)) > 4
+    assert len(omni.say(text, sampling=FREE).codes) > len(text) * 0.5
 
 
 def test_what_cannot_be_said_is_one_clear_error(omni):
@@ -158,5 +151,3 @@ def test_what_cannot_be_said_is_one_clear_error(omni):
     for nothing in ("", " \n", "\u0301"):
         with pytest.raises(DataError, match="nothing to say"):
             omni.say(nothing)
-    with pytest.raises(DataError, match="say it clause by clause"):
-        omni.speaker.say(["a" * 200], None, GREEDY)

