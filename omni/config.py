@@ -251,6 +251,22 @@ PRESETS: dict[str, ModelConfig] = {
         talker=TalkerConfig(d_model=48, n_layers=2, n_text_layers=1, n_heads=3, n_kv_heads=1, d_ff=80, code_width=16, context_length=512),
     ),
     "tiny": _TINY,
+    "release": _TINY.model_copy(
+        update={
+            "vision_encoder": VisionEncoderConfig(image_tokens="pooled"),
+            "codec": CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=64, hidden_size=288, n_blocks=3, codebook_dropout=0.3),
+            "talker": TalkerConfig(
+                d_model=224,
+                n_heads=4,
+                n_kv_heads=2,
+                d_ff=544,
+                code_width=64,
+                voices=("heart", "kathleen", "joe"),
+                dropout=0.1,
+            ),
+            "vocoder": VocoderConfig(d_model=240, d_ff=576),
+        }
+    ),
     "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),
     "small": ModelConfig(
         thinker=ThinkerConfig(

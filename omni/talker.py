@@ -125,7 +125,7 @@ class TalkerTiny(nn.Module):
         )
         self.first_out = nn.Linear(d, width)
         self.rest_mix = nn.ModuleList(
-            nn.Sequential(RMSNorm(d), nn.Linear(d, d), nn.GELU(), nn.Linear(d, d)) for _ in range(codec.n_codebooks - 1)
+            nn.Sequential(RMSNorm(d), nn.Linear(d, d // 2), nn.GELU(), nn.Linear(d // 2, d)) for _ in range(codec.n_codebooks - 1)
         )
         self.rest_out = nn.ModuleList(nn.Linear(d, width) for _ in range(codec.n_codebooks - 1))
         for weight in self.code_emb.parameters():

@@ -37,10 +37,9 @@ QUOTAS = {
 }
 NEW_WORDS = 0.25  # of a quota is for sentences with a word that the Talker never meets in training
 INSIDE = re.compile(r"[a-z][a-z']*[,;:]?|I('[a-z]+)?,?")  # words behind the first: no name, no hyphen, no mark of its own
-MISWRITTEN = re.compile(
-    r"\b(?:ok|tv|wifi|veg)\b|(?<!\w)'|'(?!\w)|n'?t'|[a-z]'nt", re.IGNORECASE
-)  # what recognizers write otherwise, and slips
-TYPO = 3  # a word of the dialogues, typed by many hands, is one if it is rarer
+MISWRITTEN = re.compile(r"\b(?:ok|tv|wifi|veg)\b|(?<!\w)'|'(?!\w)|'nt\b", re.IGNORECASE)  # what recognizers write otherwise, and slips
+CUT = re.compile(rf"{release.ABBREVIATION.pattern}\.$")  # behind it a sentence goes on
+TYPO = 20  # dialogues are typed by many hands: a word that no book has is a typing error if it is rarer
 
 
 @dataclass(frozen=True)
@@ -119,17 +118,34 @@ def plain(sentence: str) -> bool:
 
 def _candidates(data: Path) -> Iterator[tuple[str, str]]:
     """Different plain sentences with their sources, in order of appearance."""
-    documents = list(release.text_documents(data, held_out=True))
-    counts = Counter(word for row in documents for passage in release.passages(row) for word in normalise(passage).split())
-    counts.update(training_text(data).split())
-    found: set[str] = set()
-    texts = [(row["source"], s) for row in documents if row["source"] != "stories" for s in release.sentences(row)]
+    documents = [row for row in release.text_documents(data, held_out=True) if row["source"] != "stories"]
+    texts = [(row["source"], text) for row in documents for text in _whole_sentences(row)]
     texts += [("arctic", row["text"]) for row in release.speech_rows(data, held_out=True, readers=("kathleen",))]
+    spelled = _spelled_words(data)
+    found: set[str] = set()
     for source, text in texts:
-        typos = source == "dialogues" and any(counts[word] < TYPO for word in normalise(text).split())
-        if normalised(text) not in found and plain(text) and not typos:
+        if normalised(text) not in found and plain(text) and (source != "dialogues" or spelled.issuperset(normalised(text).split())):
             found.add(normalised(text))
             yield source, text
+
+
+def _whole_sentences(row: release.Row) -> Iterator[str]:
+    before = ""
+    for text in release.sentences(row):
+        if not CUT.search(before):
+            yield text
+        before = text
+
+
+def _spelled_words(data: Path) -> set[str]:
+    """Words that books have, and frequent ones of the dialogues."""
+    counts: Counter[str] = Counter()
+    for held_out in (False, True):
+        for row in release.text_documents(data, held_out=held_out):
+            weight = 1 if row["source"] == "dialogues" else TYPO
+            for passage in release.passages(row):
+                counts.update(dict.fromkeys(normalised(passage).split(), weight))
+    return {word for word, count in counts.items() if count >= TYPO}
 
 
 def make_list(data: Path) -> list[Sentence]:

@@ -30,7 +30,8 @@ from omni.stages.recipes import assemble
 from omni.training.trainer import train
 
 Row = dict[str, Any]
-PRESET = "tiny"
+PRESET = "release"
+WORLD = "tiny"  # how much of the generated world
 VALIDATION = 0.02  # of the training side, by text: what training itself looks at; the held-out side is for `muomni eval` alone
 
 
@@ -44,7 +45,7 @@ class Folders:
     @property
     def world(self) -> World:
         """The generated world, made when it is not there."""
-        return generate_pocket(self.work / "world", PRESET)
+        return generate_pocket(self.work / "world", WORLD)
 
     def manifest(self, name: str) -> Path:
         """A manifest that the recipe writes."""
@@ -61,7 +62,6 @@ class ReleaseStage:
     init_from: tuple[str, ...] = ()
     world: tuple[str, ...] = ()  # manifests of the world to read as well
     data: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
 
 
 def _documents(folders: Folders) -> Iterable[Row]:
@@ -81,6 +81,8 @@ def _dialogues(folders: Folders) -> Iterable[Row]:
 
 # How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
 MANY_VOICES = {"kathleen": 3, "heart": 1, "espeak": 1, "flite": 1, "piper": 1, "world": 1 / 6}
+VOICES = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}  # those that the model is to speak with
+VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
 
 
@@ -90,6 +92,7 @@ def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
     def rows(folders: Folders) -> Iterable[Row]:
         for reader, share in shares.items():
             for number, row in enumerate(_reader(reader, folders)):
+                row |= {"speaker": VOICE_NAMES.get(reader, row["speaker"])}
                 if share >= 1:
                     yield from int(share) * [row]
                 elif number % round(1 / share) == 0:
@@ -162,7 +165,20 @@ STAGES: dict[str, ReleaseStage] = {
         _captioned,
         {"steps": 2000, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
         init_from=("chat",),
-        model={"vision_encoder": {"image_tokens": "pooled"}},
+    ),
+    "codec": ReleaseStage(
+        "codec",
+        _clips(VOICES),
+        {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
+        init_from=("audio-natural",),
+        data={"max_audio_s": 12.0, "cached_hours": 60.0},
+    ),
+    "talker": ReleaseStage(
+        "talker",
+        _clips(VOICES),
+        {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
+        init_from=("chat", "audio-natural", "codec"),
+        data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
 }
 
@@ -231,7 +247,6 @@ def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:
     raw = {
         "stage": stage.stage,
         "preset": PRESET,
-        "model": stage.model,
         "init_from": [str(work / name) for name in stage.init_from],
         "data": {"train": [*map(str, train)], "validation": [*map(str, validation)], **stage.data},
         "train": {"seed": seed, "evaluate_every": 500, "checkpoint_every": 100, **stage.train},

@@ -163,11 +163,12 @@ def test_every_character_knows_the_token_that_spells_it(folder, tokenizer):
         ids = batch.input_ids[row, : batch.lengths[row]].tolist()
         assert ids[:2] == [tokenizer.bos_id, tokenizer.assistant_id] and ids[-1] == tokenizer.end_id and tokenizer.decode(ids) == text
         n = batch.char_lengths[row]
-        assert batch.char_ids[row, :n].tolist() == encode_characters(text)
+        assert batch.char_ids[row, :n].tolist() == encode_characters(f" {text} ")  # silence before and behind
         tokens = batch.char_tokens[row, :n].tolist()
-        assert tokens == sorted(tokens) and tokens[0] >= 2 and tokens[-1] < len(ids) - 1
+        assert tokens == sorted(tokens) and tokens[0] >= 2 and tokens[-1] == len(ids) - 1
         for position, piece in enumerate(tokenizer.pieces(ids)):
-            spelled = [c for c, token in zip(batch.char_ids[row].tolist(), tokens, strict=False) if token == position]
+            spelling = zip(batch.char_ids[row, 1 : n - 1].tolist(), tokens[1:-1], strict=True)
+            spelled = [c for c, token in spelling if token == position]
             assert spelled == encode_characters(piece)
     assert (batch.char_ids[0, batch.char_lengths[0] :] == PAD_ID).all() and int(batch.char_tokens.max()) < batch.input_ids.shape[1]
 
@@ -182,8 +183,8 @@ def test_the_text_of_the_neighbour_comes_with_everything_that_belongs_to_it(fold
     batch, rolled = collate_talker(examples), collate_talker([examples[2], examples[0], examples[1]])
     other = batch.with_text_of_neighbour()
     for name, value in vars(other).items():
-        expected = getattr(batch if name in ("mel", "mel_lengths", "voices") else rolled, name)
-        assert value == expected if name == "texts" else torch.equal(value, expected), name
+        expected = getattr(batch if name in ("mel", "mel_lengths", "voices", "clips") else rolled, name)
+        assert value == expected if name in ("texts", "clips") else torch.equal(value, expected), name
 
 
 def test_an_unknown_speaker_is_found_before_training_and_none_is_the_first_voice(folder, tokenizer):
@@ -321,3 +322,13 @@ def test_clips_of_any_rate_are_resampled(folder):
         [{"audio": folder.clip("a.wav", 0.5, rate=22_050), "text": "a"}, {"audio": folder.clip("b.flac", 0.5, rate=8_000), "text": "b"}],
     )
     assert [len(data[i].mel) for i in range(2)] == [50, 50] and torch.isfinite(data[0].mel).all()
+
+
+def test_a_clip_that_is_too_short_for_its_text_is_left_out_and_counted(folder, tokenizer, caplog):
+    long_text = "so many words cannot be said in so short a time " * 4
+    rows = [{"audio": folder.clip(f"{i}.wav", seed=i), "text": text, "speaker": "ben"} for i, text in enumerate(["a cube", long_text])]
+    data = talker(folder, tokenizer, rows)
+    assert len(data) == 1 and data[0].text == "a cube"
+    assert "1 of 2 clips are too short for their text" in caplog.text
+    with pytest.raises(DataError, match="none is left"):
+        talker(folder, tokenizer, rows[1:])
