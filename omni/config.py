@@ -205,8 +205,8 @@ class VocoderConfig(Config):
     d_model: PositiveInt = 256
     n_blocks: PositiveInt = 8
     d_ff: PositiveInt = 640
-    # in all: half of it lies under the window of the inverse STFT, and the frames that this window covers before a clip must exist
-    look_ahead_frames: int = Field(4, ge=VOCODER_OVERLAP - 1)
+    # in all; two of them lie under the window of the inverse STFT, the others are the first convolution's
+    look_ahead_frames: int = Field(4, ge=VOCODER_OVERLAP - 1, le=8)
     discriminator_channels: PositiveInt = 8
 
 

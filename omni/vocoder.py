@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni.audio import LOG_MEAN, SILENCE, LogMel, unscale_mel
+from omni.audio import LOG_MEAN, LOG_STD, SILENCE, LogMel, hz_to_mel, unscale_mel
 from omni.config import VOCODER_OVERLAP, AudioConfig, VocoderConfig
 
 LOUDEST = 6.0  # scaled log-mel; no waveform within [-1, 1] reaches it, and its exponential is still finite
@@ -92,15 +92,25 @@ class ConvNeXtBlock(nn.Module):
         return x + self.scale * self.down(F.gelu(self.up(self.norm(y)))), seen[:, 1 - KERNEL :]
 
 
+def mel_to_bins(config: AudioConfig, n_bins: int) -> Tensor:
+    """(mels, n_bins): linear interpolation from the centres of the mel filters to `n_bins` evenly spaced frequencies."""
+    low, high = hz_to_mel(np.array([config.f_min_hz, config.f_max_hz]), config.filter_bank)
+    mels = hz_to_mel(np.linspace(0.0, config.sample_rate_hz / 2, n_bins), config.filter_bank)
+    place = np.clip((mels - low) / (high - low) * (config.n_mels + 1) - 1, 0, config.n_mels - 1)
+    return torch.from_numpy(np.clip(1 - abs(place - np.arange(config.n_mels)[:, None]), 0.0, None)).float()
+
+
 class NeuralVocoder(nn.Module):
     """Scaled log-mel (B,T,mels) → waveform (B, T·hop): ConvNeXt blocks at the mel rate, then an inverse STFT of the magnitudes and phases
-    that they predict (Vocos, Siuzdak 2023, §3).
+    that they predict (Vocos, Siuzdak 2023, §3). Of the magnitudes they predict only the difference from the mel's own, which saves most of
+    the training (docs/log.md).
 
     Everything is causal. What it sees of the future comes from a delay alone: the 10 ms of frame t are spoken when frame
     t + `look_ahead_frames` has been read. Before and behind a clip is silence. Whole clips and pieces go through the same code, `advance`.
     """
 
     window: Tensor
+    to_bins: Tensor
 
     def __init__(self, audio: AudioConfig, config: VocoderConfig) -> None:
         super().__init__()
@@ -113,15 +123,17 @@ class NeuralVocoder(nn.Module):
         self.head = nn.Linear(d, self.n_fft + 2)
         # squared Hann windows, one hop apart, add up to 3/8 of their number
         self.register_buffer("window", torch.hann_window(self.n_fft) / (VOCODER_OVERLAP * 3 / 8), persistent=False)
+        self.register_buffer("to_bins", mel_to_bins(audio, self.n_fft // 2 + 1), persistent=False)
+        # a mel filter of unit area holds n_fft / sample_rate of the magnitude, which grows with the window
+        self.gain_nats = math.log(audio.sample_rate_hz / audio.n_fft * self.n_fft / audio.window_samples)
+        self.ahead = config.look_ahead_frames - VOCODER_OVERLAP // 2  # of the frame in the middle of the inverse STFT's window
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():  # at first: quiet, and a pulse in the middle of every frame
-            log_magnitude, phase = self.head.bias.chunk(2)
-            log_magnitude.fill_(LOG_MEAN / 2)
-            phase[1::2] = math.pi
+        with torch.no_grad():  # at first a pulse in the middle of every frame
+            self.head.bias.chunk(2)[1][1::2] = math.pi
 
     @property
     def look_ahead_frames(self) -> int:
@@ -171,6 +183,9 @@ class NeuralVocoder(nn.Module):
             after.append(past)
         with torch.autocast(mel.device.type, enabled=False):
             log_magnitude, phase = self.head(self.last_norm(x.float())).chunk(2, dim=-1)  # each (B, T, n_fft/2+1)
+            at = KERNEL - 1 - self.ahead
+            log_mel = seen[:, at : at + mel.shape[1]] * LOG_STD + LOG_MEAN  # of the frames that these magnitudes are of
+            log_magnitude = log_magnitude + log_mel @ self.to_bins + self.gain_nats
             spectrum = torch.polar(log_magnitude.clamp(max=LOUDEST_NATS).exp(), phase)
             frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
         parts = frames.unflatten(2, (VOCODER_OVERLAP, -1)).unbind(2)  # part k of frame t is for the hop t + k

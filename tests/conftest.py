@@ -60,6 +60,7 @@ def trained(nano_run: Callable[..., RunConfig]) -> Callable[[str], str]:
         "audio": (("speech",), ()),
         "vision": (("captions",), ("text",)),
         "codec": (("voice",), ()),
+        "vocoder": (("voice",), ()),
         "sft": (("conversations",), ("text", "audio", "vision")),
         "talker": (("voice",), ("text", "codec")),
     }

@@ -91,17 +91,17 @@ class SoundReader(Generic[E]):
         return self.make(torch.from_numpy(wave)), len(wave)
 
 
-class MelReader:
+class MelReader(SoundReader[Tensor]):
     """Clips as scaled log-mel (T,mels). Kept ones are in float16, so all are rounded to that: a clip is the same whether or not it was kept,
     and a resumed run reads the same."""
 
     def __init__(self, config: ModelConfig, data: DataConfig) -> None:
         log_mel = LogMel(config.audio)
-        self._read: SoundReader[Tensor] = SoundReader(config.audio, data, lambda wave: log_mel(wave).half())
+        super().__init__(config.audio, data, lambda wave: log_mel(wave).half())
 
     def __call__(self, rows: Rows, value: Any) -> Tensor:
         """The clip in a row's media field. Raises DataError if it is unreadable or too long."""
-        return self._read(rows, value).float()
+        return super().__call__(rows, value).float()
 
 
 class ManifestDataset(ABC, Generic[E]):

@@ -37,6 +37,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # what each stage reads
     "audio": ("audio", "text"),
     "vision": ("image", "caption"),
     "codec": ("audio", "text"),
+    "vocoder": ("audio", "text"),
     "talker": ("audio", "text"),
     "sft": ("messages",),
 }

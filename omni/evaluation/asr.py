@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,11 +29,13 @@ from omni.data.manifests import open_rows
 from omni.data.release import READERS, speech_rows
 from omni.errors import DataError
 from omni.evaluation.judge import WHISPER_TINY, find_judge
-from omni.evaluation.metrics import ErrorRate, greedy_ctc, normalise, ratio_interval
+from omni.evaluation.metrics import ErrorRate, Rates, error_rates, greedy_ctc, normalise
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords
 from omni.inference.omni import Omni
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 BATCH = 16
 VOICES = Path("evaluation_data/voices")
@@ -78,20 +80,10 @@ def voice_sets(folder: Path) -> Sets:
     return dict(sorted(sets.items(), key=lambda item: (item[0] != "voices", item[0])))
 
 
-def spread(clips: Sequence[Clip], limit: int | None) -> list[Clip]:
+def spread(clips: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` of them, evenly spread."""
     n = len(clips) if limit is None else min(limit, len(clips))
     return [clips[i * len(clips) // n] for i in range(n)]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Error rates with 95 % bootstrap intervals over sentences."""
-
-    wer: float
-    wer_95: tuple[float, float]
-    cer: float
-    cer_95: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -111,19 +103,7 @@ class Hearing:
 
 def rates(clips: Sequence[Clip], heard: Sequence[str]) -> Rates:
     """Of what was heard in `clips`."""
-    each = []
-    for clip, text in zip(clips, heard, strict=True):
-        each.append(ErrorRate())
-        each[-1].add(clip.text, text)
-    sentences = [clip.sentence for clip in clips]
-
-    def measure(errors: list[int], lengths: list[int]) -> tuple[float, tuple[float, float]]:
-        low, high = ratio_interval(errors, lengths, sentences)
-        return round(sum(errors) / max(sum(lengths), 1), 4), (round(low, 4), round(high, 4))
-
-    wer, wer_95 = measure([e.word_errors for e in each], [e.words for e in each])
-    cer, cer_95 = measure([e.character_errors for e in each], [e.characters for e in each])
-    return Rates(wer, wer_95, cer, cer_95)
+    return error_rates([clip.text for clip in clips], heard, [clip.sentence for clip in clips])
 
 
 @dataclass(frozen=True)

@@ -68,21 +68,22 @@ class Judge:
         if not waves:
             return
         with tempfile.TemporaryDirectory() as name:
-            folder, n = Path(name), 0
+            folder, done = Path(name), 0
             for i, wave in enumerate(waves):
                 np.save(folder / f"{i}.npy", wave)
             # -I: the environment's own modules only
-            command = [self.python.absolute(), "-I", WORKER, self.model.absolute(), folder, str(len(waves))]
+            command = [str(self.python.absolute()), "-I", str(WORKER), str(self.model.absolute()), name, str(len(waves))]
             with (
                 open(folder / "errors", "w+") as errors,
                 subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker,
             ):
                 assert worker.stdout is not None
-                for n, line in enumerate(worker.stdout, 1):
+                for line in worker.stdout:
                     yield json.loads(line)
-            if worker.returncode or n < len(waves):
+                    done += 1
+            if worker.returncode or done < len(waves):
                 reason = ((folder / "errors").read_text().strip().splitlines() or [f"exit code {worker.returncode}"])[-1]
-                raise DataError(f"{self.python}: {self.name} failed after {n} of {len(waves)} sounds: {reason}")
+                raise DataError(f"{self.python}: {self.name} failed after {done} of {len(waves)} sounds: {reason}")
 
 
 def _waveform(sound: Sound) -> np.ndarray:

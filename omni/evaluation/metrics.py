@@ -138,3 +138,42 @@ def ratio_interval(
     drawn = np.array([sums[generator.integers(0, len(sums), len(sums))].sum(0) for _ in range(rounds)])
     low, high = np.quantile(drawn[:, 0] / drawn[:, 1].clip(min=1), (0.025, 0.975))
     return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Error rates with 95 % bootstrap intervals over sentences."""
+
+    wer: float
+    wer_95: tuple[float, float]
+    cer: float
+    cer_95: tuple[float, float]
+
+
+def error_rates(said: Sequence[str], heard: Sequence[str], sentences: Sequence[Hashable]) -> Rates:
+    """Of all items together; takes of one sentence share what `sentences` calls it."""
+    each = []
+    for text, found in zip(said, heard, strict=True):
+        each.append(ErrorRate())
+        each[-1].add(text, found)
+    wer, wer_95 = rounded_ratio([e.word_errors for e in each], [e.words for e in each], sentences)
+    cer, cer_95 = rounded_ratio([e.character_errors for e in each], [e.characters for e in each], sentences)
+    return Rates(wer, wer_95, cer, cer_95)
+
+
+def rounded_ratio(parts: Sequence[float], wholes: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, tuple[float, float]]:
+    """Σ parts / Σ wholes with its `ratio_interval`, to four digits."""
+    low, high = ratio_interval(parts, wholes, groups)
+    return round(sum(parts) / max(sum(wholes), 1), 4), (round(low, 4), round(high, 4))
+
+
+def words_heard(said: str, heard: str) -> list[tuple[str, bool]]:
+    """Every normalised word of `said`, and whether it is among what was `heard`, by the alignment with the fewest errors."""
+    words = normalise(said).split()
+    found = [False] * len(words)
+    if words:
+        (chunks,) = jiwer.process_words(" ".join(words), normalise(heard)).alignments
+        for chunk in chunks:
+            if chunk.type == "equal":
+                found[chunk.ref_start_idx : chunk.ref_end_idx] = [True] * (chunk.ref_end_idx - chunk.ref_start_idx)
+    return list(zip(words, found, strict=True))

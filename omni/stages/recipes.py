@@ -34,9 +34,11 @@ POCKET_STAGES: dict[str, dict[str, Any]] = {
     "vision": {"train": ["captions"], "init_from": ["text"]},
     "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"], "freeze": ["audio_encoder"]},
     "codec": {"train": ["voice"], "init_from": []},
+    "vocoder": {"train": ["voice"], "init_from": ["codec"], "codec_share": 0.5},
     "talker": {"train": ["voice"], "init_from": ["sft", "codec"]},
 }
 
+# A preset leaves out what it does without: nano speaks through Griffin-Lim.
 POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {
         "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
@@ -52,6 +54,7 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
         "vision": {"steps": 1000, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-3},
         "sft": {"steps": 3000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
         "codec": {"steps": 1500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+        "vocoder": {"steps": 2000, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 1e-3, "adversarial_after": 1000},
         "talker": {"steps": 3000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
     },
 }
@@ -72,8 +75,8 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
     if preset not in POCKET_TRAINING:
         raise ConfigError(f"recipe pocket has no settings for preset {preset!r}; it has: {', '.join(POCKET_TRAINING)}")
     runs = []
-    for stage, wiring in POCKET_STAGES.items():
-        training = POCKET_TRAINING[preset][stage]
+    for stage, training in POCKET_TRAINING[preset].items():
+        wiring = POCKET_STAGES[stage]
         raw = {
             "stage": stage,
             "preset": preset,
@@ -82,7 +85,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
             "data": {
                 "train": [str(data_dir / f"{name}.jsonl") for name in wiring["train"]],
                 "validation": [str(data_dir / f"{name}.heldout.jsonl") for name in wiring["train"]],
-                "mel_masks": wiring.get("mel_masks", 0),
+                **{name: wiring[name] for name in ("mel_masks", "codec_share") if name in wiring},
             },
             "train": training
             | {"freeze": wiring.get("freeze", [])}

@@ -11,8 +11,16 @@ import torch
 from omni.audio import SILENCE, LogMel, load_audio
 from omni.characters import PAD_ID, decode_characters, encode_characters
 from omni.config import DataConfig, model_config
-from omni.data.collate import IGNORE, collate_captions, collate_conversations, collate_speech, collate_talker, collate_text
-from omni.data.datasets import CaptionDataset, ConversationDataset, MelReader, SpeechDataset, TalkerDataset, slots_needed
+from omni.data.collate import IGNORE, collate_captions, collate_conversations, collate_speech, collate_talker, collate_text, collate_vocoder
+from omni.data.datasets import (
+    CaptionDataset,
+    ConversationDataset,
+    MelReader,
+    SpeechDataset,
+    TalkerDataset,
+    VocoderDataset,
+    slots_needed,
+)
 from omni.data.manifests import Manifests, open_rows
 from omni.errors import DataError
 from omni.tokenizer import BPETokenizer, train_tokenizer
@@ -115,6 +123,55 @@ def test_ctc_is_finite_exactly_where_the_text_is_feasible(folder):
     nats = torch.nn.functional.ctc_loss(log_p, batch.targets, torch.full((5,), slots), batch.target_lengths, reduction="none")
     assert data.infeasible() == [f"{folder.root}/speech.jsonl:{i + 1}" for i in range(5) if not torch.isfinite(nats[i])]
     assert len(data.infeasible()) == 2
+
+
+# --- pieces of clips
+
+
+def pieces(folder, seconds: list[float], **settings) -> VocoderDataset:
+    rows = [{"audio": folder.clip(f"{i}.wav", s, seed=i), "text": "a"} for i, s in enumerate(seconds)]
+    data = DataConfig(segment_s=0.2)
+    return VocoderDataset(rows_of(folder.jsonl("pieces.jsonl", rows), "audio", "text"), CONFIG, data, **settings)
+
+
+def test_a_piece_is_sound_with_its_own_log_mel_and_look_ahead(folder):
+    batch = collate_vocoder([pieces(folder, [0.5])[0]])
+    assert batch.waveform.shape == (1, 3200) and batch.mel.shape == (1, 20 + CONFIG.vocoder.look_ahead_frames, 128)
+    inside = slice(2, 18)  # frames whose window lies within the piece
+    torch.testing.assert_close(LogMel(CONFIG.audio)(batch.waveform)[0, inside], batch.mel[0, inside], atol=5e-3, rtol=0)
+
+
+def test_pieces_follow_from_seed_and_epoch(folder):
+    def cut(epoch: int, seed: int = 0) -> list[torch.Tensor]:
+        data = pieces(folder, [0.5, 0.6], seed=seed)
+        data.set_epoch(epoch)
+        return [data[i].waveform for i in range(2)]
+
+    same, again, later, other = cut(3), cut(3), cut(4), cut(3, seed=1)
+    assert all(map(torch.equal, same, again))
+    assert not any(map(torch.equal, same, later)) and not any(map(torch.equal, same, other))
+
+
+def test_behind_a_short_clip_is_silence(folder):
+    piece = pieces(folder, [0.11])[0]
+    assert piece.waveform[:1760].abs().min() > 0 and (piece.waveform[1760:] == 0).all()
+    assert (piece.mel[11:] == SILENCE).all() and (piece.mel[10] != SILENCE).any()
+
+
+def test_a_share_of_pieces_goes_through_the_codec_whole_clip_at_a_time(folder):
+    lengths: list[int] = []
+
+    def resynthesise(mel: torch.Tensor) -> torch.Tensor:
+        lengths.append(len(mel))
+        return mel + 1
+
+    plain = pieces(folder, [0.5] * 20)
+    mixed = pieces(folder, [0.5] * 20, codec_share=0.5, resynthesise=resynthesise)
+    through = [mixed[i].through_codec for i in range(20)]
+    assert 4 < sum(through) < 16 and set(lengths) == {50}
+    for i in range(20):
+        torch.testing.assert_close(mixed[i].mel, plain[i].mel + float(through[i]), atol=5e-3, rtol=0)
+        assert torch.equal(mixed[i].waveform, plain[i].waveform)
 
 
 # --- captions

@@ -31,7 +31,7 @@ CONFIG = ModelConfig.model_validate(
             "voices": ("ada", "bob"),
         },
         "codec": {"n_codebooks": 2, "codebook_size": 16, "latent_size": 8, "hidden_size": 16, "n_blocks": 1},
-        "vocoder": {"griffin_lim_rounds": 2},
+        "vocoder": {"griffin_lim_rounds": 2, "d_model": 16, "n_blocks": 1, "d_ff": 16},
     }
 )
 WORDS = "The circle is red. What colour is the big blue square? There are two small stars, and one thing. Yes, no: hello!"

@@ -48,10 +48,10 @@ def test_a_second_call_trains_nothing_again(small: None, tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         recipes.run_pocket("nano", tmp_path)
     recipes.run_pocket("nano", tmp_path)
-    assert calls == ["text", "audio", "vision", "sft", "sft", "codec", "talker"]
+    assert calls == ["text", "audio", "vision", "sft", "sft", "codec", "vocoder", "talker"]
     weights = (tmp_path / "model.safetensors").read_bytes()
     recipes.run_pocket("nano", tmp_path)
-    assert len(calls) == 7
+    assert len(calls) == 8
     assert (tmp_path / "model.safetensors").read_bytes() == weights
 
 

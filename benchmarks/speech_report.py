@@ -1,0 +1,150 @@
+"""A page about speech from the results of `muomni eval tts` and `codec`: their tables, and spectrograms of recording, codec and Talker side by side.
+
+    python benchmarks/speech_report.py results/tts.json results/codec.json --ckpt checkpoints/… --data data --out docs/speech
+
+writes docs/speech.md and docs/speech.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from omni.audio import SILENCE, load_audio
+from omni.evaluation.codec import codes_of, through_codec
+from omni.evaluation.sentences import load_sentences
+from omni.inference.omni import Omni
+
+ROWS = 2  # sentences of each voice in the picture
+LOUD = 3.0  # scaled log-mel that is drawn white
+MARGIN, GAP, LABEL = 10, 12, 16  # pixels
+SYSTEMS = ("recording", "codec", "Talker")
+
+Result = dict[str, Any]
+
+
+# --- tables
+
+
+def percent(row: Result | None, rate: str) -> str:
+    """A rate with its interval."""
+    if row is None:
+        return ""
+    low, high = row[f"{rate}_95"]
+    return f"{100 * row[rate]:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    """Markdown."""
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield ""
+
+
+def tts_tables(result: Result) -> Iterator[str]:
+    """Every voice and judge: what is heard of the Talker, of its ceilings and of its controls."""
+    for voice, metrics in result["metrics"].items():
+        systems = (
+            {name: row for name, row in metrics.items() if name.startswith("talker")}
+            | result["ceilings"][voice]
+            | result["baselines"][voice]
+        )
+        for judge in (name for name in metrics["talker"]["unseen_words"] if name != "words"):
+            yield f"Voice `{voice}`, heard by {judge}: errors in % with 95 % intervals\n"
+            rows = []
+            for name, row in systems.items():
+                cells = [name.replace("_", " ")]
+                for length in ("short", "long"):
+                    found = row.get(length)
+                    heard = found and found[judge]
+                    cells += [str(found["items"]) if found else "", percent(heard, "wer"), percent(heard, "cer")]
+                rows.append([*cells, percent(row["unseen_words"][judge] if row["unseen_words"]["words"] else None, "missed")])
+            yield from table(["", "short", "WER", "CER", "long", "WER", "CER", "unseen words missed"], rows)
+        twice = metrics["repeated"]
+        yield (
+            f"Of {metrics['items']} sentences {metrics['runaways']} ran away and {metrics['early_stops']} ended early; {twice['same']} of {twice['items']} "
+            f"were the same when said twice; real-time factor {metrics['real_time_factor']}.\n"
+        )
+
+
+def codec_tables(result: Result) -> Iterator[str]:
+    """Every reader: what vocoders and codec leave of the recordings, and what fewer codebooks do."""
+    for reader, ceilings in result["ceilings"].items():
+        metrics = result["metrics"][reader]
+        judges = list(ceilings["recordings"])
+        yield f"Reader `{reader}`, {metrics['items']} clips, {result['metrics']['bits_per_second']} bit/s\n"
+        systems = ceilings | {name: row for name, row in metrics.items() if name.startswith("codec_")}
+        rows = [
+            [
+                name.replace("_", " "),
+                *(f"{row[m]:.3f}" if m in row else "" for m in ("stoi", "pesq")),
+                *(percent(row[j], "wer") for j in judges),
+            ]
+            for name, row in systems.items()
+        ]
+        yield from table(["", "STOI", "PESQ", *(f"WER %, {judge}" for judge in judges)], rows)
+        degraded = {k: row for k, row in metrics["codebooks"].items() if k != "items"}
+        yield from table(
+            ["codebooks", *degraded],
+            [[name, *(f"{row[key]:.3f}" for row in degraded.values())] for name, key in (("STOI", "stoi"), ("mel L1", "mel_l1"))]
+            + [[name, *(f"{value:g}" for value in metrics["usage"][name])] for name in ("used", "perplexity")],
+        )
+
+
+# --- picture
+
+
+def spectrogram(mel: np.ndarray) -> Image.Image:
+    """Scaled log-mel (T,mels) as grey picture, low frequencies below, 10 ms a pixel."""
+    shade = np.clip((mel - SILENCE) / (LOUD - SILENCE), 0.0, 1.0) * 255
+    return Image.fromarray(shade.T[::-1].astype(np.uint8))
+
+
+def picture(omni: Omni, data: Path) -> Image.Image:
+    """A row a sentence, of the first short ones that each voice's reader has read: recording, codec, Talker."""
+    rows = []
+    for voice in omni.voices:
+        read = [(s, path) for s in load_sentences() if s.length == "short" and (path := s.recording(voice, data)) is not None]
+        for sentence, path in read[:ROWS]:
+            wave = load_audio(path, omni.model.config.audio.sample_rate_hz)
+            coded = through_codec(omni, codes_of(omni, wave), len(wave), omni.model.vocoder)
+            sounds = (wave, coded, omni.say(sentence.text, voice).waveform)
+            rows.append((f"{voice}: {sentence.text}", [spectrogram(omni.log_mel(sound).numpy()) for sound in sounds]))
+    widths = [max(images[column].width for _, images in rows) for column in range(len(SYSTEMS))]
+    height = max(images[0].height for _, images in rows) + 2 * LABEL
+    page = Image.new("L", (sum(widths) + GAP * (len(SYSTEMS) - 1) + 2 * MARGIN, len(rows) * (height + GAP) + MARGIN), 255)
+    draw = ImageDraw.Draw(page)
+    for number, (text, images) in enumerate(rows):
+        left, top = MARGIN, MARGIN + number * (height + GAP)
+        draw.text((left, top), text, fill=0)
+        for name, image, width in zip(SYSTEMS, images, widths, strict=True):
+            draw.text((left, top + LABEL), name, fill=90)
+            page.paste(image, (left, top + 2 * LABEL))
+            left += width + GAP
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tts", type=Path)
+    parser.add_argument("codec", type=Path)
+    parser.add_argument("--ckpt", type=Path)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, required=True, help="without suffix")
+    arguments = parser.parse_args()
+    image = arguments.out.with_suffix(".png")
+    picture(Omni.from_pretrained(arguments.ckpt, "cpu"), arguments.data).save(image, optimize=True)
+    tts, codec = (json.loads(path.read_text()) for path in (arguments.tts, arguments.codec))
+    lines = ["# Speech, measured", "", f"![Spectrograms]({image.name})", "", *tts_tables(tts), *codec_tables(codec)]
+    arguments.out.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""How fast a model speaks: how soon the first sound of a sentence is there and what that time goes into, and how long speech takes as a whole."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from omni.inference.omni import Omni
+from omni.vocoder import NeuralVocoder
+
+TEN_WORDS = "The old house stood quietly at the edge of town."
+LONGER = (
+    "The old house stood quietly at the edge of town, and nobody had lived in it for years. On a warm evening in June the children "
+    "climbed over the garden wall, because they had seen a light behind one of the windows. There was a cat on the stairs, and it "
+    "looked at them as if it had been waiting all day long."
+)
+OTHER = "everything_else"
+TRIES = 3  # of the whole texts, of which the median counts
+
+
+@dataclass(frozen=True)
+class SpeechSpeed:
+    """Of a ten-word sentence: milliseconds to the first sound (median, and each stage's part in that request) and the length of that sound;
+    of speech of `audio_s` seconds: `real_time_factor`, seconds of work for a second of speech, streamed and as a whole; and the largest
+    difference of a sample between the two, over both texts. `look_ahead_ms` of codec decoder and vocoder, which the first sound waits for."""
+
+    vocoder: str
+    words: int
+    first_audio_ms: float
+    stages_ms: dict[str, float]
+    first_piece_ms: float
+    look_ahead_ms: dict[str, float]
+    audio_s: float
+    real_time_factor: float
+    streamed_real_time_factor: float
+    streamed_difference: float
+
+
+@contextmanager
+def clocked(methods: dict[str, list[tuple[Any, str]]]) -> Iterator[dict[str, float]]:
+    """Meanwhile the seconds spent in the named methods add up, by stage; none of them may call another."""
+    spent = dict.fromkeys(methods, 0.0)
+
+    def timed(stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*arguments: Any, **settings: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return method(*arguments, **settings)
+            finally:
+                spent[stage] += time.perf_counter() - start
+
+        return call
+
+    found = [(stage, owner, name) for stage, pairs in methods.items() for owner, name in pairs]
+    for stage, owner, name in found:
+        setattr(owner, name, timed(stage, getattr(owner, name)))
+    try:
+        yield spent
+    finally:
+        for _, owner, name in found:
+            delattr(owner, name)  # the class has the method itself
+
+
+def stages(omni: Omni) -> dict[str, list[tuple[Any, str]]]:
+    """The methods in which the time until the first sound goes."""
+    model = omni.model
+    talker = model.talker
+    streams = isinstance(model.vocoder, NeuralVocoder)
+    return {
+        "thinker": [(model, "reply_states")],
+        "talker_text": [(talker.conditioning, "forward"), (talker, "durations"), (talker.frame_conditioning, "forward")],
+        "talker_frames": [(talker, "step"), (talker, "first_logits"), (talker, "rest_logits")],
+        "codec": [(model.codec, "decode_span" if streams else "decode")],
+        "vocoder": [(model.vocoder, "advance" if streams else "forward")],
+    }
+
+
+def _whole(omni: Omni, text: str, voice: str | None) -> tuple[np.ndarray, float]:
+    start = time.perf_counter()
+    speech = omni.say(text, voice)
+    return speech.waveform, time.perf_counter() - start
+
+
+def _streamed(omni: Omni, text: str, voice: str | None) -> tuple[np.ndarray, float]:
+    start = time.perf_counter()
+    pieces = [speech.waveform for speech in omni.say_stream(text, voice)]
+    return np.concatenate(pieces), time.perf_counter() - start
+
+
+def measure_speech(omni: Omni, voice: str | None = None, rounds: int = 10) -> SpeechSpeed:
+    """The stages are those of the request with the median time. Raises ConfigError for a voice that the model does not have, CheckpointError
+    for a checkpoint that cannot speak."""
+    _whole(omni, TEN_WORDS, voice)  # allocations, and choices of kernels
+    rate_hz, requests = omni.model.config.audio.sample_rate_hz, []
+    for _ in range(rounds):
+        with clocked(stages(omni)) as spent:
+            start = time.perf_counter()
+            first = next(omni.say_stream(TEN_WORDS, voice))
+            seconds = time.perf_counter() - start
+        requests.append((seconds, {**spent, OTHER: seconds - sum(spent.values())}, first.duration_s))
+    seconds, spent, first_s = sorted(requests, key=lambda request: request[0])[(rounds - 1) // 2]
+    texts = (TEN_WORDS, LONGER)
+    whole = [[_whole(omni, text, voice) for text in texts] for _ in range(TRIES)]
+    streamed = [[_streamed(omni, text, voice) for text in texts] for _ in range(TRIES)]
+    audio_s = sum(len(wave) for wave, _ in whole[0]) / rate_hz
+    pace, streamed_pace = (statistics.median(sum(t for _, t in runs) for runs in tries) / audio_s for tries in (whole, streamed))
+    config, vocoder = omni.model.config, omni.model.vocoder
+    look_ahead = {"codec": 1000 * config.codec.look_ahead / config.code_rate_hz}
+    return SpeechSpeed(
+        vocoder=omni.model.vocoder_name,
+        words=len(TEN_WORDS.split()),
+        first_audio_ms=round(1000 * seconds, 1),
+        stages_ms={stage: round(1000 * s, 1) for stage, s in spent.items()},
+        first_piece_ms=round(1000 * first_s, 1),
+        look_ahead_ms=look_ahead | ({"vocoder": vocoder.look_ahead_ms} if isinstance(vocoder, NeuralVocoder) else {}),
+        audio_s=round(audio_s, 2),
+        real_time_factor=round(pace, 4),
+        streamed_real_time_factor=round(streamed_pace, 4),
+        streamed_difference=max(float(abs(a - b).max()) for (a, _), (b, _) in zip(whole[0], streamed[0], strict=True)),
+    )

@@ -1,0 +1,203 @@
+"""Whether speech says its text: judges write down what they hear of the held-out sentences (omni.evaluation.sentences), every voice apart.
+
+Beside the Talker, in the same table: what they hear of the recordings of the reader whose voice it is, where there are any, and of what is left
+of these after a log-mel, and after the codec, through each vocoder. Two controls: the Talker without the Thinker's states, and speech against
+the text of the next sentence.
+
+The groups are `short` (up to 15 words) and `long` (16 to 30) sentences. `unseen_words` are those that no clip says that a Talker may train on; of
+them and of the others the share is told that was not heard."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from omni.audio import load_audio
+from omni.characters import encode_characters
+from omni.errors import DataError
+from omni.evaluation.asr import spread
+from omni.evaluation.codec import codes_of, through_codec, through_mel, vocoders
+from omni.evaluation.judge import Judge, find_judges
+from omni.evaluation.metrics import error_rates, normalise, rounded_ratio, words_heard
+from omni.evaluation.sentences import LENGTHS, LIST, Sentence, check_held_out, load_sentences, spoken_vocabulary
+from omni.inference.omni import Omni
+from omni.inference.sampling import Sampling
+from omni.inference.speech import Speech
+from omni.talker import SLOTS, USUAL
+
+log = logging.getLogger(__name__)
+
+REPEATED = 20  # sentences that are said twice
+RUNAWAY = 2.0  # times the usual length, and a second more: speech that does not end
+CUT_WORDS = 2  # so many last words unheard: speech that ends too early
+
+Row = dict[str, Any]
+
+
+@contextmanager
+def states_zeroed(omni: Omni) -> Iterator[None]:
+    """Meanwhile the Talker is told nothing by the Thinker, only the spelling and the voice."""
+    hook = omni.model.talker.conditioning.register_forward_pre_hook(lambda _, inputs: (torch.zeros_like(inputs[0]), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# --- scores
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Who listens, and the words that are no news to a Talker."""
+
+    judges: Sequence[Judge]
+    known_words: frozenset[str]
+
+    def hear(self, sounds: Sequence[Path | np.ndarray]) -> dict[str, list[str]]:
+        """What each judge hears in each sound."""
+        return {judge.name: judge.hear(sounds) for judge in self.judges}
+
+    def scores(self, sentences: Sequence[Sentence], heard: dict[str, list[str]]) -> Row:
+        """By group and judge."""
+        out: Row = {}
+        for length in LENGTHS:
+            chosen = [i for i, sentence in enumerate(sentences) if sentence.length == length]
+            if chosen:
+                texts, ids = [sentences[i].text for i in chosen], [sentences[i].id for i in chosen]
+                out[length] = {"items": len(chosen), "words": sum(sentences[i].words for i in chosen)}
+                out[length] |= {name: asdict(error_rates(texts, [said[i] for i in chosen], ids)) for name, said in heard.items()}
+        for name, wanted in (("unseen_words", False), ("seen_words", True)):
+            out[name] = self._missed(sentences, heard, wanted)
+        return out
+
+    def _missed(self, sentences: Sequence[Sentence], heard: dict[str, list[str]], known: bool) -> Row:
+        """Of the words that are `known` or not: how many there are, and the share that each judge did not hear."""
+        out: Row = {"words": sum((word in self.known_words) == known for s in sentences for word in normalise(s.text).split())}
+        for judge, texts in heard.items():
+            marks = [
+                [found for word, found in words_heard(sentence.text, text) if (word in self.known_words) == known]
+                for sentence, text in zip(sentences, texts, strict=True)
+            ]
+            missed, missed_95 = rounded_ratio([m.count(False) for m in marks], [len(m) for m in marks], [s.id for s in sentences])
+            out[judge] = {"missed": missed, "missed_95": missed_95}
+        return out
+
+    def of(self, sentences: Sequence[Sentence], sounds: Sequence[Path | np.ndarray]) -> Row:
+        """Scores of sounds that should say the sentences."""
+        return self.scores(sentences, self.hear(sounds))
+
+
+def is_runaway(sentence: Sentence, speech: Speech, code_rate_hz: float) -> bool:
+    """Whether it lasts much longer than its text needs."""
+    usual_s = len(encode_characters(sentence.text)) * USUAL / SLOTS / code_rate_hz
+    return speech.duration_s > RUNAWAY * usual_s + 1.0
+
+
+def is_cut(sentence: Sentence, heard: str) -> bool:
+    """Whether the last words are missing."""
+    return not any(found for _, found in words_heard(sentence.text, heard)[-CUT_WORDS:])
+
+
+# --- the suite
+
+
+def say(omni: Omni, sentences: Sequence[Sentence], voice: str, **settings: Any) -> list[Speech]:
+    """As `muomni say` does."""
+    return omni.say_batch([s.text for s in sentences], voice, **settings)
+
+
+def evaluate_talker(
+    omni: Omni, voice: str, sentences: Sequence[Sentence], recorded: Sequence[Sentence], exam: Examination
+) -> tuple[Row, Row]:
+    """Metrics of a voice, and its controls."""
+    start = time.perf_counter()
+    spoken = say(omni, sentences, voice)
+    seconds = time.perf_counter() - start
+    heard = exam.hear([speech.waveform for speech in spoken])
+    metrics: Row = {"talker": exam.scores(sentences, heard)}
+    if 0 < len(recorded) < len(sentences):  # for a fair look at the ceilings
+        there = [i for i, sentence in enumerate(sentences) if sentence in recorded]
+        metrics["talker_where_recorded"] = exam.scores(recorded, {name: [texts[i] for i in there] for name, texts in heard.items()})
+    reference = heard[exam.judges[0].name]
+    rate_hz = omni.model.config.code_rate_hz
+    metrics |= {
+        "items": len(sentences),
+        "runaways": sum(is_runaway(s, speech, rate_hz) for s, speech in zip(sentences, spoken, strict=True)),
+        "early_stops": sum(is_cut(s, text) for s, text in zip(sentences, reference, strict=True)),
+        "real_time_factor": round(seconds / sum(speech.duration_s for speech in spoken), 4),
+        "repeated": repeated(omni, voice, sentences),
+    }
+    with states_zeroed(omni):
+        unaware = say(omni, sentences, voice)
+    rotated = [*sentences[1:], sentences[0]]
+    return metrics, {
+        "states_zeroed": exam.of(sentences, [speech.waveform for speech in unaware]),
+        "swapped_text": exam.scores(rotated, heard),
+    }
+
+
+def repeated(omni: Omni, voice: str, sentences: Sequence[Sentence]) -> Row:
+    """How many sentences, drawn by chance but with one seed, are said the same twice, to the sample."""
+    few = spread(sentences, REPEATED)
+    sampling = Sampling(temperature=1.0, seed=1)
+    pairs = zip(*(say(omni, few, voice, sampling=sampling) for _ in range(2)), strict=True)
+    same = sum(torch.equal(a.codes, b.codes) and np.array_equal(a.waveform, b.waveform) for a, b in pairs)
+    return {"items": len(few), "same": same, "identical": same == len(few)}
+
+
+def evaluate_ceilings(omni: Omni, reader: str, recorded: Sequence[Sentence], data: Path, exam: Examination) -> Row:
+    """Recordings of a reader, and what is left of them after log-mel and codec."""
+    if not recorded:
+        return {}
+    waves = [load_audio(_recording(s, reader, data), omni.model.config.audio.sample_rate_hz) for s in recorded]
+    codes = [codes_of(omni, wave) for wave in waves]
+    out: Row = {"recordings": exam.of(recorded, waves)}
+    for name, vocoder in vocoders(omni).items():
+        out[f"mel_{name}"] = exam.of(recorded, [through_mel(omni, wave, vocoder) for wave in waves])
+        made = [through_codec(omni, c, len(wave), vocoder) for c, wave in zip(codes, waves, strict=True)]
+        out[f"codec_{name}"] = exam.of(recorded, made)
+    return out
+
+
+def _recording(sentence: Sentence, reader: str, data: Path) -> Path:
+    path = sentence.recording(reader, data)
+    assert path is not None  # only recorded sentences come here
+    return path
+
+
+def tts_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, sentences: Path = LIST) -> Row:
+    """The suite `tts`; `limit` sentences of each length, `judge` another environment than this one that has the judges. Raises DataError
+    for missing data or judges and when a sentence is trained on, CheckpointError for a checkpoint that cannot speak."""
+    for name in ("talker", "thinker", "codec"):
+        getattr(omni.model, name)  # says what the checkpoint lacks
+    judges, everything = find_judges(judge), load_sentences(sentences)
+    chosen = [s for length in LENGTHS for s in spread([s for s in everything if s.length == length], limit)]
+    if len(chosen) < 2:
+        raise DataError(f"{sentences}: two sentences or more are needed to tell whether speech follows its text")
+    check_held_out(chosen, data)
+    exam = Examination(judges, spoken_vocabulary(data))
+    metrics: Row = {}
+    baselines: Row = {}
+    ceilings: Row = {}
+    for voice in omni.voices:
+        recorded = [s for s in chosen if s.recording(voice, data) is not None]
+        metrics[voice], baselines[voice] = evaluate_talker(omni, voice, chosen, recorded, exam)
+        ceilings[voice] = evaluate_ceilings(omni, voice, recorded, data, exam)
+        log.info("%s: %s", voice, metrics[voice]["talker"])
+    return {
+        "suite": "tts",
+        "checkpoint": str(omni.folder),
+        "items": len(chosen) * len(omni.voices),
+        "metrics": metrics,
+        "baselines": baselines,
+        "ceilings": ceilings,
+    }

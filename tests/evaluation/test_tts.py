@@ -1,0 +1,168 @@
+"""The suite `tts`: every voice apart, beside its ceilings and controls; and how soon speech begins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from omni.chat import render_reply
+from omni.cli.app import main
+from omni.errors import CheckpointError, ConfigError, DataError
+from omni.evaluation import speed, tts
+from omni.evaluation.sentences import Sentence, write_list
+from omni.evaluation.speed import OTHER, clocked, measure_speech, stages
+from omni.evaluation.tts import Examination, evaluate_ceilings, is_cut, is_runaway, repeated, say, states_zeroed, tts_suite
+from omni.inference.omni import GREEDY
+from omni.inference.speech import Speech
+
+TEXTS = ["A cat sat on the stairs.", "The old house stood quietly.", "It looked at them."]
+KNOWN = frozenset(["a", "cat", "sat", "on", "the", "old", "house", "it", "looked", "at", "them"])
+
+
+@pytest.fixture
+def sentences(sounds, tmp_path) -> list[Sentence]:
+    """Three, of which the reader kathleen has read the first two."""
+    found = [Sentence(f"s{i}", text, "novels", len(text.split())) for i, text in enumerate(TEXTS)]
+    return [Sentence(**{**vars(s), "recordings": {"kathleen": str(path)}}) for s, path in zip(found[:2], sounds, strict=False)] + found[2:]
+
+
+@pytest.fixture
+def suite(speaker, sentences, tmp_path, monkeypatch, told_judge):
+    """Runs it with a judge who hears what should be said, in order."""
+    write_list(sentences, tmp_path / "list.jsonl")
+    monkeypatch.setattr(tts, "find_judges", lambda environment: [told_judge([t.lower() for t in TEXTS])])
+    monkeypatch.setattr(tts, "check_held_out", lambda sentences, data: None)
+    monkeypatch.setattr(tts, "spoken_vocabulary", lambda data: KNOWN)
+    return lambda **settings: json.loads(json.dumps(tts_suite(speaker, tmp_path, sentences=tmp_path / "list.jsonl", **settings)))
+
+
+def test_every_voice_is_measured_beside_its_ceilings_and_controls(suite):
+    result = suite()
+    assert result["items"] == 6
+    assert set(result["metrics"]) == set(result["baselines"]) == set(result["ceilings"]) == {"kathleen", "joe"}
+    kathleen = result["metrics"]["kathleen"]
+    assert kathleen["talker"]["short"] == {
+        "items": 3,
+        "words": 15,
+        "whisper-base": {"wer": 0.0, "wer_95": [0.0, 0.0], "cer": 0.0, "cer_95": [0.0, 0.0]},
+    }
+    assert kathleen["talker"]["unseen_words"]["words"] == 3  # stairs, stood, quietly
+    assert kathleen["talker"]["seen_words"]["words"] == 12
+    assert kathleen["talker_where_recorded"]["short"]["items"] == 2
+    assert kathleen["repeated"] == {"items": 3, "same": 3, "identical": True}
+    assert kathleen["early_stops"] == 0
+    assert kathleen["real_time_factor"] > 0
+    assert result["baselines"]["kathleen"]["swapped_text"]["short"]["whisper-base"]["wer"] > 0.8
+    assert result["baselines"]["kathleen"]["states_zeroed"]["short"]["items"] == 3
+    assert set(result["ceilings"]["kathleen"]) == {"recordings", "mel_griffin_lim", "codec_griffin_lim", "mel_neural", "codec_neural"}
+    assert result["ceilings"]["kathleen"]["recordings"]["short"]["items"] == 2
+
+
+def test_a_voice_without_recordings_has_no_ceiling(suite, speaker, tmp_path):
+    result = suite(limit=2)
+    assert result["ceilings"]["joe"] == {}
+    assert "talker_where_recorded" not in result["metrics"]["joe"]
+    assert evaluate_ceilings(speaker, "joe", [], tmp_path, Examination([], KNOWN)) == {}
+
+
+def test_words_that_were_not_heard_are_counted_by_whether_they_are_known(sentences, told_judge):
+    exam = Examination([told_judge(["a cat sat on the", "the mould house stood quietly", "it looked at them"])], KNOWN)
+    found = exam.of(sentences, [np.zeros(1, np.float32)] * 3)
+    assert found["unseen_words"]["whisper-base"]["missed"] == round(1 / 3, 4)
+    assert found["seen_words"]["whisper-base"]["missed"] == round(1 / 12, 4)
+    assert found["short"]["whisper-base"]["wer"] == round(2 / 15, 4)
+
+
+@torch.inference_mode()
+def test_states_zeroed_is_the_talker_without_the_thinker(speaker, sentences):
+    reply = render_reply(TEXTS[0], speaker.tokenizer)
+    ids, chars, tokens = (torch.tensor([x]) for x in (reply.input_ids, reply.char_ids, reply.char_tokens))
+
+    def conditioning(**settings):
+        lengths = torch.tensor([ids.shape[1]]), torch.tensor([chars.shape[1]])
+        return speaker.model.condition(ids, lengths[0], chars, tokens, lengths[1], torch.tensor([0]), **settings).embeddings
+
+    with states_zeroed(speaker):
+        zeroed = conditioning()
+    assert torch.equal(zeroed, conditioning(keep_states=torch.tensor([False])))
+    assert not torch.allclose(zeroed, conditioning(), atol=1e-3)
+
+
+def test_speech_that_changes_is_not_identical(speaker, sentences, monkeypatch):
+    calls = []
+
+    def forgetful(omni, sentences, voice, sampling):
+        calls.append(voice)
+        return say(omni, sentences if len(calls) == 1 else [*sentences[1:], sentences[0]], voice, sampling=sampling)
+
+    monkeypatch.setattr(tts, "say", forgetful)
+    assert repeated(speaker, "joe", sentences) == {"items": 3, "same": 0, "identical": False}
+
+
+def test_runaways_and_early_stops():
+    sentence = Sentence("a", "A cat sat on the stairs.", "novels", 6)
+    speech = lambda seconds: Speech(np.zeros(int(16_000 * seconds), np.float32), 16_000, torch.zeros(0, 2))  # noqa: E731
+    assert not is_runaway(sentence, speech(3.0), 12.5)
+    assert is_runaway(sentence, speech(5.0), 12.5)
+    assert not is_cut(sentence, "a cat sat on the bears")
+    assert is_cut(sentence, "a cat sat on")
+    assert is_cut(sentence, "")
+
+
+def test_what_cannot_be_measured_is_one_clear_error(suite, speaker, make_speaker, sentences, tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="this checkpoint has no talker"):
+        tts_suite(make_speaker("thinker", "codec"), tmp_path)
+    write_list(sentences[:1], tmp_path / "list.jsonl")
+    with pytest.raises(DataError, match="two sentences or more are needed"):
+        suite()
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="not there; --judge names a virtual environment"):
+        tts_suite(speaker, tmp_path, judge=Path("nowhere"))
+
+
+# --- speed
+
+
+@pytest.fixture
+def brief(monkeypatch) -> None:
+    """Little is said."""
+    monkeypatch.setattr(speed, "LONGER", "It looked. And it sat there quietly.")
+
+
+def test_the_stages_of_the_first_sound_add_up_to_it(speaker, brief):
+    found = measure_speech(speaker, "joe", rounds=2)
+    assert sum(found.stages_ms.values()) == pytest.approx(found.first_audio_ms, abs=0.5)
+    assert set(found.stages_ms) == {"thinker", "talker_text", "talker_frames", "codec", "vocoder", OTHER}
+    assert all(ms > 0 for ms in found.stages_ms.values())
+    assert found.words == 10
+    assert found.streamed_difference < 1e-4
+    assert 0 < found.real_time_factor < 10
+    assert found.look_ahead_ms == {"codec": 80.0, "vocoder": 40.0}
+
+
+def test_griffin_lim_has_its_stages_too(make_speaker, brief):
+    found = measure_speech(make_speaker("thinker", "talker", "codec"), rounds=1)
+    assert found.vocoder == "griffin-lim"
+    assert all(ms > 0 for ms in found.stages_ms.values())
+    assert found.streamed_difference == 0
+
+
+def test_after_the_clock_everything_is_as_it_was(speaker):
+    before = speaker.say(TEXTS[0], sampling=GREEDY).waveform
+    with clocked(stages(speaker)) as spent, pytest.raises(ConfigError):
+        speaker.say(TEXTS[0], "nobody")
+    assert not {"forward", "step", "durations"} & set(vars(speaker.model.talker))
+    assert set(spent.values()) == {0.0}
+    assert np.array_equal(speaker.say(TEXTS[0], sampling=GREEDY).waveform, before)
+
+
+def test_bench_speech_prints_one_object(speaker, brief, monkeypatch, capsys):
+    monkeypatch.setattr("omni.inference.omni.Omni.from_pretrained", lambda *_: speaker)
+    assert main(["bench", "speech", "--rounds", "1", "--voice", "joe", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["what"] == "speech"
+    assert set(result["metrics"]) == set(speed.SpeechSpeed.__dataclass_fields__)
