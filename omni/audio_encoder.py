@@ -7,6 +7,8 @@ B batch  T mel frames  F encoder frames  S slots  d model width"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,18 +43,18 @@ class AudioEncoderTiny(nn.Module):
         channels = config.conv_channels
         self.down = Subsampling(config.downsample.bit_length() - 1, channels)
         self.proj = nn.Linear(channels * -(-n_mels // config.downsample), config.d_model)
-        self.transformer = Transformer(
-            TransformerShape(
-                d_model=config.d_model,
-                n_layers=config.n_layers,
-                n_heads=config.n_heads,
-                n_kv_heads=config.n_heads,
-                d_ff=config.d_ff,
-                causal=False,
-                feed_forward="gelu",
-                dropout=config.dropout,
-            )
+        shape = TransformerShape(
+            d_model=config.d_model,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_heads,
+            d_ff=config.d_ff,
+            causal=False,
+            feed_forward="gelu",
+            dropout=config.dropout,
         )
+        self.transformer = Transformer(shape)
+        self.ctc_transformer = Transformer(replace(shape, n_layers=config.ctc_layers)) if config.ctc_layers else None
         self.ctc_head = nn.Linear(config.d_model, config.ctc_slots * N_CHARACTERS)
 
     @property
@@ -69,6 +71,8 @@ class AudioEncoderTiny(nn.Module):
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, F, channels · mels/downsample) → (B, F, d)
         return self.transformer(x, lengths=lengths), lengths
 
-    def ctc_logits(self, states: Tensor) -> Tensor:
-        """(B,F,d) → (B, F·S, characters)."""
+    def ctc_logits(self, states: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """states (B,F,d) of clips of `lengths` (B,) frames, None if they are all as long → (B, F·S, characters)."""
+        if self.ctc_transformer is not None:
+            states = self.ctc_transformer(states, lengths=lengths)
         return self.ctc_head(states).unflatten(2, (self.config.ctc_slots, N_CHARACTERS)).flatten(1, 2)

@@ -134,6 +134,7 @@ class AudioEncoderConfig(Config):
     n_heads: PositiveInt = 3
     d_ff: PositiveInt = 768
     ctc_slots: PositiveInt = 4
+    ctc_layers: int = Field(0, ge=0)  # transformer layers of the CTC head's own, behind what the Thinker hears
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -254,6 +255,7 @@ PRESETS: dict[str, ModelConfig] = {
     "release": _TINY.model_copy(
         update={
             "vision_encoder": VisionEncoderConfig(image_tokens="pooled"),
+            "audio_encoder": AudioEncoderConfig(ctc_layers=4),
             "codec": CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=64, hidden_size=288, n_blocks=3, codebook_dropout=0.3),
             "talker": TalkerConfig(
                 d_model=224,

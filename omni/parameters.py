@@ -11,7 +11,7 @@ from torch import nn
 
 # row: the component it is part of, and the submodules or parameters that it counts
 ADDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "ctc_head": ("audio_encoder", ("ctc_head",)),
+    "ctc_head": ("audio_encoder", ("ctc_transformer", "ctc_head")),
     "talker_conditioning": ("talker", ("conditioning", "duration", "frame_conditioning", "begin")),
     "talker_rest_heads": ("talker", ("rest_mix", "rest_out")),
     "codec_strides": ("codec", ("encoder", "decoder")),

@@ -71,6 +71,16 @@ def test_slots_of_a_frame_come_from_that_frame():
 
 
 @torch.no_grad()
+def test_layers_of_the_ctc_head_see_all_frames_and_no_padding():
+    model, states = audio_encoder(ctc_layers=1), torch.randn(2, 5, 24)
+    logits = model.ctc_logits(states, torch.tensor([5, 3]))
+    changed = states.clone()
+    changed[:, 2] += 1.0
+    assert ((model.ctc_logits(changed) - model.ctc_logits(states)).abs().amax(-1) > 0).all()
+    torch.testing.assert_close(model.ctc_logits(states[1:, :3])[0], logits[1, :12], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_vision_shapes_are_those_of_the_specification():
     cls, grid = ViTTiny(VisionEncoderConfig()).eval()(torch.randn(2, 3, 224, 224))
     assert cls.shape == (2, 1, 128)

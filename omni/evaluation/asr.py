@@ -129,7 +129,7 @@ def _hear(omni: Omni, clips: Sequence[Clip]) -> _Heard:
             mels = list(pool.map(omni.log_mel, [clips[i].audio for i in batch]))
             mel_lengths = torch.tensor([len(mel) for mel in mels], device=omni.device)
             states, lengths = encoder(pad_sequence(mels, batch_first=True, padding_value=SILENCE).to(omni.device), mel_lengths)  # (B,F,d)
-            logits, slots = encoder.ctc_logits(states), lengths * config.audio_encoder.ctc_slots
+            logits, slots = encoder.ctc_logits(states, lengths), lengths * config.audio_encoder.ctc_slots
             log_probabilities = logits.float().log_softmax(-1).cpu()
             for i, row, n, text in zip(batch, log_probabilities, slots.tolist(), greedy_ctc(logits, slots), strict=True):
                 found[i] = row[:n].clone(), text

@@ -50,7 +50,7 @@ class AudioStage(OmniStage[SpeechBatch]):
     def _nats(self, model: OmniModel, batch: SpeechBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Of every clip (B,), with the logits (B,F·S,characters) and their lengths (B,)."""
         states, lengths = model.audio_encoder(batch.mel, batch.mel_lengths)
-        logits, slots = model.audio_encoder.ctc_logits(states), lengths * self.config.audio_encoder.ctc_slots
+        logits, slots = model.audio_encoder.ctc_logits(states, lengths), lengths * self.config.audio_encoder.ctc_slots
         return ctc_nats(logits, slots, batch.targets, batch.target_lengths, BLANK_ID), logits, slots
 
     def evaluate(self, model: OmniModel, batches: Iterable[SpeechBatch]) -> dict[str, float]:

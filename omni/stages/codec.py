@@ -18,7 +18,6 @@ from omni.stages.base import OmniStage
 from omni.stages.data import speech_splits
 from omni.training.stage import Context, Reduce, Splits, Term
 
-
 LISTENED = slice(None, None, 4)  # rows of a batch: to hear a clip twice costs four times as much as to code it
 
 
@@ -90,7 +89,7 @@ class CodecStage(OmniStage[SpeechBatch]):
             absolute, frames = absolute + float(out.absolute), frames + int(batch.mel_lengths.sum())
             if self.listens:
                 states, lengths = model.audio_encoder(out.mel, batch.mel_lengths)
-                heard = greedy_ctc(model.audio_encoder.ctc_logits(states), lengths * self.config.audio_encoder.ctc_slots)
+                heard = greedy_ctc(model.audio_encoder.ctc_logits(states, lengths), lengths * self.config.audio_encoder.ctc_slots)
                 for text, found in zip(batch.texts, heard, strict=True):
                     errors.add(text, found)
         usage = model.codec.usage()

@@ -69,19 +69,25 @@ def _documents(folders: Folders) -> Iterable[Row]:
 
 
 TURNS, TURNS_BETWEEN = 12, 8  # long dialogues are cut into windows of so many messages that fit the context
+PASSAGE_CHARACTERS = 600  # as many fit it whatever they say
 
 
 def _dialogues(folders: Folders) -> Iterable[Row]:
+    """Windows of dialogues; and passages of the other texts as replies, so that chat tuning does not forget them."""
     for row in _documents(folders):
         if "messages" in row:
             messages = row["messages"]
             for start in range(0, max(1, len(messages) - TURNS + TURNS_BETWEEN), TURNS_BETWEEN):
                 yield row | {"messages": messages[start : start + TURNS]}
+        else:
+            for start in range(0, len(row["text"]), PASSAGE_CHARACTERS):
+                passage = row["text"][start : start + PASSAGE_CHARACTERS]
+                yield {"source": row["source"], "messages": [{"role": "assistant", "content": passage}]}
 
 
 # How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
 MANY_VOICES = {"kathleen": 3, "heart": 1, "espeak": 1, "flite": 1, "piper": 1, "world": 1 / 6}
-VOICES = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}  # those that the model is to speak with
+VOICES: dict[str, float] = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}  # those that the model is to speak with
 VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1 / 2, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
@@ -144,7 +150,7 @@ STAGES: dict[str, ReleaseStage] = {
     "chat": ReleaseStage(
         "sft",
         _dialogues,
-        {"steps": 300, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 3e-4, "warmup_steps": 20},
+        {"steps": 300, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 20},
         init_from=("text",),
         world=("text_chat",),
     ),

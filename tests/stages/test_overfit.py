@@ -64,7 +64,7 @@ def test_ctc_decodes_its_clips_exactly(nano_run: Run) -> None:
     stage = STAGES["audio"](nano_run("audio", "speech"))
     model, batch, _ = fit(stage, 4, 250, 8e-3)
     states, lengths = model.audio_encoder(batch.mel, batch.mel_lengths)
-    assert greedy_ctc(model.audio_encoder.ctc_logits(states), lengths * 4) == list(batch.texts)
+    assert greedy_ctc(model.audio_encoder.ctc_logits(states, lengths), lengths * 4) == list(batch.texts)
 
 
 def test_clip_retrieves_every_pair(nano_run: Run, trained: Callable[[str], str]) -> None:
