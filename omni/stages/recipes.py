@@ -77,6 +77,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
     runs = []
     for stage, training in POCKET_TRAINING[preset].items():
         wiring = POCKET_STAGES[stage]
+        options: Row = {name: wiring[name] for name in ("mel_masks", "codec_share") if name in wiring}
         raw = {
             "stage": stage,
             "preset": preset,
@@ -85,7 +86,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
             "data": {
                 "train": [str(data_dir / f"{name}.jsonl") for name in wiring["train"]],
                 "validation": [str(data_dir / f"{name}.heldout.jsonl") for name in wiring["train"]],
-                **{name: wiring[name] for name in ("mel_masks", "codec_share") if name in wiring},
+                **options,
             },
             "train": training
             | {"freeze": wiring.get("freeze", [])}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ class _Synthesizer:
 
     The library keeps state from sentence to sentence that nothing resets (pitch flutter, the phase of the wave), and seeds
     its breath noise by the clock: only in a fresh copy with a fixed seed does a sentence sound the same whatever was said before.
+    The file is a copy too: what another package has loaded and keeps (piper, Kokoro's phonemes) would not be loaded afresh.
     """
 
     def __init__(self) -> None:
@@ -45,7 +48,9 @@ class _Synthesizer:
             import espeakng_loader
         except ImportError:
             raise DataError('the pocket world\'s voices need espeak-ng; install it with: pip install "muomni[train]"') from None
-        self._path, self._data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
+        self._data = espeakng_loader.get_data_path()
+        self._folder = tempfile.TemporaryDirectory()
+        self._path = shutil.copy(espeakng_loader.get_library_path(), self._folder.name)
         self._lock = threading.Lock()
         self._chunks: list[bytes] = []
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)

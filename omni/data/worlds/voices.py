@@ -177,9 +177,9 @@ def _piper_voice() -> Any:
 
 
 def _piper(clip: Clip) -> np.ndarray:
+    voice = _piper_voice()
     from piper import SynthesisConfig
 
-    voice = _piper_voice()
     chunks = list(voice.synthesize(clip.text, SynthesisConfig(length_scale=1 / clip.rate)))
     wave = np.concatenate([chunk.audio_float_array for chunk in chunks])
     return soxr.resample(wave, chunks[0].sample_rate, SAMPLE_RATE_HZ)
