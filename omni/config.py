@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from omni.errors import ConfigError
 
-VOCODER_OVERLAP = 4  # hops that a frame of the neural vocoder's inverse STFT is long
+VOCODER_OVERLAP = 4  # hops that a frame of the neural vocoder's STFTs is long
+VOCODER_ROUNDS = 3  # STFTs, each with its inverse
 DEFAULT_CHECKPOINT = "checkpoints/understanding"  # what is loaded where no folder is named
 
 
@@ -199,16 +200,21 @@ class TalkerConfig(Config):
 
 class VocoderConfig(Config):
     """Griffin-Lim: rounds and momentum (Perraudin et al. 2013). The neural vocoder: `n_blocks` of width `d_model` that see
-    `look_ahead_frames` mel frames ahead, and the discriminators that it trains against."""
+    `look_ahead_frames` mel frames ahead (its STFTs wait for more), and the discriminators that it trains against."""
 
     griffin_lim_rounds: PositiveInt = 32
     momentum: float = Field(0.99, ge=0.0, lt=1.0)
     d_model: PositiveInt = 256
     n_blocks: PositiveInt = 8
     d_ff: PositiveInt = 640
-    # in all; two of them lie under the window of the inverse STFT, the others are the first convolution's
-    look_ahead_frames: int = Field(4, ge=VOCODER_OVERLAP - 1, le=8)
+    look_ahead_frames: int = Field(4, ge=0, le=6)
     discriminator_channels: PositiveInt = 8
+
+    @property
+    def delay_frames(self) -> int:
+        """Mel frames behind a frame that must be there before its samples are final: those that the network sees, and for every STFT the
+        rest of a window."""
+        return self.look_ahead_frames + VOCODER_ROUNDS * (VOCODER_OVERLAP - 1)
 
 
 class ModelConfig(Config):

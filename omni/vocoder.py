@@ -1,10 +1,11 @@
 """From log-mel to a waveform: Griffin-Lim, which has no weights, and a trained network that streams.
 
-B batch  T mel frames  n = T·hop samples  d width"""
+B batch  T mel frames  n = T·hop samples  d width  K bins of a spectrum"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni.audio import LOG_MEAN, LOG_STD, SILENCE, LogMel, hz_to_mel, unscale_mel
-from omni.config import VOCODER_OVERLAP, AudioConfig, VocoderConfig
+from omni.config import VOCODER_OVERLAP, VOCODER_ROUNDS, AudioConfig, VocoderConfig
+from omni.pitch import HIGHEST_HZ, LOWEST_HZ
 
 LOUDEST = 6.0  # scaled log-mel; no waveform within [-1, 1] reaches it, and its exponential is still finite
 
@@ -71,7 +73,8 @@ class GriffinLim(nn.Module):
 
 KERNEL = 7  # frames that a convolution sees: its own and the six before it
 LOUDEST_NATS = 6.0  # of the logarithm of a spectral magnitude: above that of a full-scale sine
-State = list[Tensor]
+N_PITCHES = 256  # evenly spread over the logarithm of LOWEST_HZ to HIGHEST_HZ
+NOISE_FRAMES = 512  # after which the noise repeats itself
 
 
 class ConvNeXtBlock(nn.Module):
@@ -100,10 +103,43 @@ def mel_to_bins(config: AudioConfig, n_bins: int) -> Tensor:
     return torch.from_numpy(np.clip(1 - abs(place - np.arange(config.n_mels)[:, None]), 0.0, None)).float()
 
 
+def overlap_add(frames: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames (B,T,overlap·hop), one hop apart, and the overlapping ends of those before, (B,overlap-1,hop) → the hops that are complete,
+    (B,T,hop), and the overlapping ends now."""
+    total = F.pad(before, (0, 0, 0, frames.shape[1]))
+    for k, part in enumerate(frames.unflatten(2, (VOCODER_OVERLAP, -1)).unbind(2)):  # part k of frame t belongs to the hop t + k
+        total = total + F.pad(part, (0, 0, k, VOCODER_OVERLAP - 1 - k))
+    return total[:, : frames.shape[1]], total[:, frames.shape[1] :]
+
+
+@dataclass(frozen=True)
+class VocoderState:
+    """What the frames so far leave to the next ones.
+
+    mel (B,KERNEL-1,mels), inputs (B,KERNEL-1,d) each   the last inputs of the first layer and of every block
+    cycles (B,1) float64, frame                          how far the pulses and the noise have come
+    mix (B,1,2K), magnitudes (B,·,K)                     of the frames whose hops are not all there yet
+    hops (B,overlap-1,hop) each, ends likewise           of every round: the last that came in, and the overlapping ends of what goes out
+    """
+
+    mel: Tensor
+    inputs: tuple[Tensor, ...]
+    cycles: Tensor
+    frame: int
+    mix: Tensor
+    magnitudes: Tensor
+    hops: tuple[Tensor, ...]
+    ends: tuple[Tensor, ...]
+
+
 class NeuralVocoder(nn.Module):
-    """Scaled log-mel (B,T,mels) → waveform (B, T·hop): ConvNeXt blocks at the mel rate, then an inverse STFT of the magnitudes and phases
-    that they predict (Vocos, Siuzdak 2023, §3). Of the magnitudes they predict only the difference from the mel's own, which saves most of
-    the training (docs/log.md).
+    """Scaled log-mel (B,T,mels) → waveform (B, T·hop): ConvNeXt blocks at the mel rate before inverse STFTs (Vocos, Siuzdak 2023, §3), with the
+    phases of a voice and of noise (harmonic plus noise, as Wang et al. 2019).
+
+    A network that sees a few frames cannot know how far the phase of a steady voice has come, and a mean over what it might be is no phase. So
+    the network finds the pitch, and pulses at that pitch run on from frame to frame. The spectra of these pulses, filtered in phase, and of noise,
+    mixed bin by bin as the network says, are scaled so that they have the mel, corrected by the network; what is finer than a mel filter
+    stays theirs. One more round, as of Griffin-Lim, makes neighbouring frames agree.
 
     Everything is causal. What it sees of the future comes from a delay alone: the 10 ms of frame t are spoken when frame
     t + `look_ahead_frames` has been read. Before and behind a clip is silence. Whole clips and pieces go through the same code, `advance`.
@@ -111,49 +147,72 @@ class NeuralVocoder(nn.Module):
 
     window: Tensor
     to_bins: Tensor
+    smoothing: Tensor
+    pitches_hz: Tensor
+    noise: Tensor
 
     def __init__(self, audio: AudioConfig, config: VocoderConfig) -> None:
         super().__init__()
         self.audio, self.config = audio, config
         d, self.n_fft = config.d_model, VOCODER_OVERLAP * audio.hop_samples
+        n_bins = self.n_fft // 2 + 1
         self.first = nn.Linear(KERNEL * audio.n_mels, d)  # a convolution
         self.first_norm = nn.LayerNorm(d)
         self.blocks = nn.ModuleList(ConvNeXtBlock(d, config.d_ff, 1 / config.n_blocks) for _ in range(config.n_blocks))
         self.last_norm = nn.LayerNorm(d)
-        self.head = nn.Linear(d, self.n_fft + 2)
-        # squared Hann windows, one hop apart, add up to 3/8 of their number
-        self.register_buffer("window", torch.hann_window(self.n_fft) / (VOCODER_OVERLAP * 3 / 8), persistent=False)
-        self.register_buffer("to_bins", mel_to_bins(audio, self.n_fft // 2 + 1), persistent=False)
+        self.head = nn.Linear(d, 3 * n_bins)  # what is voice, its phase, and the correction of the magnitude
+        self.pitch_head = nn.Linear(d, 1 + N_PITCHES)  # the first is no voice
+        scale = 1 / math.sqrt(VOCODER_OVERLAP * 3 / 8)  # squares of windows of this height, one hop apart, add up to 1
         # a mel filter of unit area holds n_fft / sample_rate of the magnitude, which grows with the window
-        self.gain_nats = math.log(audio.sample_rate_hz / audio.n_fft * self.n_fft / audio.window_samples)
-        self.ahead = config.look_ahead_frames - VOCODER_OVERLAP // 2  # of the frame in the middle of the inverse STFT's window
+        self.gain_nats = math.log(scale * audio.sample_rate_hz / audio.n_fft * self.n_fft / audio.window_samples)
+        noise = torch.randn(NOISE_FRAMES, audio.hop_samples, generator=torch.Generator().manual_seed(0))
+        frames = torch.cat([noise.roll(-k, 0) for k in range(VOCODER_OVERLAP)], dim=1)
+        to_bins = mel_to_bins(audio, n_bins)
+        buffers = {
+            "window": scale * torch.hann_window(self.n_fft),
+            "to_bins": to_bins,
+            "smoothing": (to_bins / to_bins.sum(1, keepdim=True).clamp(min=1e-6)).T
+            @ to_bins,  # (K,K): the mean under the mel filters about a bin
+            "pitches_hz": LOWEST_HZ * (HIGHEST_HZ / LOWEST_HZ) ** (torch.arange(-1, N_PITCHES).clamp(min=0) / (N_PITCHES - 1)),
+            "noise": torch.fft.rfft(frames * scale * torch.hann_window(self.n_fft)),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        with torch.no_grad():  # at first a pulse in the middle of every frame
-            self.head.bias.chunk(2)[1][1::2] = math.pi
 
     @property
     def look_ahead_frames(self) -> int:
-        """Mel frames behind a frame that must be there before its samples are final, those under the inverse STFT's window included."""
-        return self.config.look_ahead_frames
+        """Mel frames behind a frame that must be there before its samples are final, those under the windows of the STFTs included."""
+        return self.config.delay_frames
 
     @property
     def look_ahead_ms(self) -> float:
         """The same in milliseconds. (A mel measured from sound has itself looked half a window ahead.)"""
         return 1000 * self.look_ahead_frames / self.audio.mel_rate_hz
 
+    def pitch_ids(self, pitch_hz: Tensor) -> Tensor:
+        """Hz (…), 0 for no voice → which of the pitches that is, from 1; 0 for no voice."""
+        place = (pitch_hz.clamp(LOWEST_HZ, HIGHEST_HZ) / LOWEST_HZ).log() / math.log(HIGHEST_HZ / LOWEST_HZ)
+        return torch.where(pitch_hz > 0, 1 + (place * (N_PITCHES - 1)).round().long(), 0)
+
     @torch.no_grad()
     def forward(self, mel: Tensor) -> Tensor:
         """The waveform, within [-1, 1]."""
-        return self.generate(torch.cat((mel, self.silence(mel)), dim=1)).clamp(-1.0, 1.0)
+        return self.generate(torch.cat((mel, self.silence(mel)), dim=1))[0].clamp(-1.0, 1.0)
 
-    def generate(self, mel: Tensor) -> Tensor:
-        """mel (B, T + look_ahead_frames, mels) → (B, T·hop), not clipped, with gradient."""
-        waveform, _ = self.advance(mel, self.start(mel))
-        return waveform[:, self.look_ahead_frames * self.audio.hop_samples :]
+    def generate(self, mel: Tensor, pitch_ids: Tensor | None = None, frame: int = 0) -> tuple[Tensor, Tensor]:
+        """mel (B, T + look_ahead_frames, mels) → (B, T·hop), not clipped, and the logits (B,T,1+N_PITCHES) of its pitch, with gradient. It is sung at
+        the pitch of `pitch_ids` (B,T) if given, with the noise from `frame` on."""
+        ahead = self.config.look_ahead_frames
+        if pitch_ids is not None:
+            pitch_ids = F.pad(pitch_ids, (ahead, self.look_ahead_frames - ahead))
+        waveform, logits, _ = self.advance(mel, self.start(mel, frame), pitch_ids)
+        n_frames = mel.shape[1] - self.look_ahead_frames
+        return waveform[:, self.look_ahead_frames * self.audio.hop_samples :], logits[:, ahead : ahead + n_frames]
 
     def stream(self) -> VocoderStream:
         """One clip in pieces."""
@@ -163,36 +222,91 @@ class NeuralVocoder(nn.Module):
         """(B, look_ahead_frames, mels): what follows a clip."""
         return mel.new_full((len(mel), self.look_ahead_frames, self.audio.n_mels), SILENCE)
 
-    def start(self, mel: Tensor) -> State:
-        """Before the first frame of `mel`: silence for the first convolution, zeros for the others and for the sum of the inverse STFT."""
-        batch, d, hop = len(mel), self.config.d_model, self.audio.hop_samples
-        return [
-            mel.new_full((batch, KERNEL - 1, self.audio.n_mels), SILENCE),
-            *(mel.new_zeros(batch, KERNEL - 1, d) for _ in self.blocks),
-            mel.new_zeros(batch, VOCODER_OVERLAP - 1, hop),
-        ]
+    def start(self, mel: Tensor, frame: int = 0) -> VocoderState:
+        """Before the first frame of `mel`: silence."""
+        batch, past, n_bins = len(mel), KERNEL - 1, self.noise.shape[1]
+        hops = VOCODER_ROUNDS * (mel.new_zeros(batch, VOCODER_OVERLAP - 1, self.audio.hop_samples),)
+        return VocoderState(
+            mel=mel.new_full((batch, past, self.audio.n_mels), SILENCE),
+            inputs=tuple(mel.new_zeros(batch, past, self.config.d_model) for _ in self.blocks),
+            cycles=mel.new_zeros(batch, 1, dtype=torch.float64),
+            frame=frame,
+            mix=mel.new_zeros(batch, _delay(0), 2 * n_bins),
+            magnitudes=mel.new_zeros(batch, _delay(VOCODER_ROUNDS - 1), n_bins),
+            hops=hops,
+            ends=hops,
+        )
 
-    def advance(self, mel: Tensor, state: State) -> tuple[Tensor, State]:
-        """The next T ≥ 1 mel frames (B,T,mels) → the waveform (B, T·hop) that they complete, which is `look_ahead_frames` behind, and the
-        state to go on from: the last inputs of every convolution, and the overlapping ends of the last frames."""
-        seen = torch.cat((state[0], mel.clamp(SILENCE, LOUDEST)), dim=1)
-        after = [seen[:, 1 - KERNEL :]]
-        x = self.first_norm(self.first(seen.unfold(1, KERNEL, 1).flatten(2)))
-        for block, past in zip(self.blocks, state[1:-1], strict=True):
+    def advance(self, mel: Tensor, state: VocoderState, pitch_ids: Tensor | None = None) -> tuple[Tensor, Tensor, VocoderState]:
+        """The next T ≥ 1 mel frames (B,T,mels) → the waveform (B, T·hop) that they complete, which is `look_ahead_frames` behind; the logits
+        (B,T,1+N_PITCHES) of the pitch, `config.look_ahead_frames` behind, as `pitch_ids` (B,T) are; and the state to go on from."""
+        n_frames = mel.shape[1]
+        seen = torch.cat((state.mel, mel.clamp(SILENCE, LOUDEST)), dim=1)
+        x, inputs = self.first_norm(self.first(seen.unfold(1, KERNEL, 1).flatten(2))), []
+        for block, past in zip(self.blocks, state.inputs, strict=True):
             x, past = block(x, past)
-            after.append(past)
+            inputs.append(past)
         with torch.autocast(mel.device.type, enabled=False):
-            log_magnitude, phase = self.head(self.last_norm(x.float())).chunk(2, dim=-1)  # each (B, T, n_fft/2+1)
-            at = KERNEL - 1 - self.ahead
-            log_mel = seen[:, at : at + mel.shape[1]] * LOG_STD + LOG_MEAN  # of the frames that these magnitudes are of
-            log_magnitude = log_magnitude + log_mel @ self.to_bins + self.gain_nats
-            spectrum = torch.polar(log_magnitude.clamp(max=LOUDEST_NATS).exp(), phase)
-            frames = torch.fft.irfft(spectrum, self.n_fft) * self.window
-        parts = frames.unflatten(2, (VOCODER_OVERLAP, -1)).unbind(2)  # part k of frame t is for the hop t + k
-        total = F.pad(state[-1], (0, 0, 0, mel.shape[1]))  # (B, T + overlap - 1, hop)
-        for k, part in enumerate(parts):
-            total = total + F.pad(part, (0, 0, k, VOCODER_OVERLAP - 1 - k))
-        return total[:, : mel.shape[1]].flatten(1), [*after, total[:, mel.shape[1] :]]
+            x = self.last_norm(x.float())
+            logits, head = self.pitch_head(x), self.head(x)
+            n_bins = self.noise.shape[1]
+            mix = torch.cat((state.mix, head[..., : 2 * n_bins]), dim=1)
+            log_mel = (
+                seen[:, KERNEL - 1 - self.config.look_ahead_frames :][:, :n_frames] * LOG_STD + LOG_MEAN
+            )  # of the frames that the head speaks of
+            nats = log_mel @ self.to_bins + self.gain_nats + head[..., 2 * n_bins :]
+            magnitudes = torch.cat((state.magnitudes, nats.clamp(max=LOUDEST_NATS).exp()), dim=1)
+            sound, cycles = self._pulses(logits.argmax(-1) if pitch_ids is None else pitch_ids, state.cycles)
+            hops, ends = [], []
+            for k in range(VOCODER_ROUNDS):
+                come = torch.cat((state.hops[k], sound), dim=1)
+                frames = come.unfold(1, VOCODER_OVERLAP, 1).transpose(2, 3).flatten(2)  # (B,T,n_fft)
+                spectra = torch.fft.rfft(frames * self.window)
+                if k == 0:
+                    spectra = self._with_noise(spectra, mix[:, :n_frames], state.frame)
+                wanted = magnitudes[:, magnitudes.shape[1] - n_frames - _delay(k) :][:, :n_frames]
+                spectra = spectra * (wanted / (spectra.abs() @ self.smoothing).clamp(min=1e-6))
+                sound, end = overlap_add(torch.fft.irfft(spectra, self.n_fft) * self.window, state.ends[k])
+                hops.append(come[:, n_frames:])
+                ends.append(end)
+        after = VocoderState(
+            mel=seen[:, 1 - KERNEL :],
+            inputs=tuple(inputs),
+            cycles=cycles,
+            frame=state.frame + n_frames,
+            mix=mix[:, n_frames:],
+            magnitudes=magnitudes[:, n_frames:],
+            hops=tuple(hops),
+            ends=tuple(ends),
+        )
+        return sound.flatten(1), logits, after
+
+    @torch.no_grad()
+    def _pulses(self, pitch_ids: Tensor, cycles: Tensor) -> tuple[Tensor, Tensor]:
+        """Pitches (B,T) → (B,T,hop), all harmonics below half the sample rate in equal strength, silent without a pitch; and the cycles after.
+        (The sum of the cosines is Dirichlet's kernel.)"""
+        hop, rate = self.audio.hop_samples, self.audio.sample_rate_hz
+        hz = self.pitches_hz[pitch_ids]  # (B,T)
+        after = cycles + (hz.double() * hop / rate).cumsum(1)
+        steps = (hz / rate)[..., None] * torch.arange(-hop, 0, device=hz.device)
+        half = math.pi * ((after[..., None] + steps) % 1.0).float()
+        n_harmonics = (rate / 2 / hz).floor()[..., None]
+        sine = half.sin()
+        kernel = torch.where(sine < 1e-4, 2 * n_harmonics + 1, ((2 * n_harmonics + 1) * half).sin() / sine.clamp(min=1e-4))
+        pulses = (kernel - 1) / (2 * n_harmonics).sqrt()  # of power 1, as the noise is
+        return pulses * (pitch_ids > 0)[..., None], after[:, -1:] % 1.0
+
+    def _with_noise(self, voice: Tensor, mix: Tensor, frame: int) -> Tensor:
+        """Spectra of pulses (B,T,K) and what the head says of them (B,T,2K) → spectra of voice and noise."""
+        share, phase = mix.chunk(2, dim=-1)
+        share = share.sigmoid()
+        noise = self.noise[torch.arange(frame, frame + voice.shape[1], device=voice.device) % NOISE_FRAMES]
+        return voice * torch.polar(share, phase) + noise * (1 - share)
+
+
+def _delay(k: int) -> int:
+    """Frames that round `k` is behind the head: its STFT waits until the window about a frame is full, as those of the rounds before."""
+    return (k + 1) * (VOCODER_OVERLAP - 1) - VOCODER_OVERLAP // 2
 
 
 class VocoderStream:
@@ -200,7 +314,7 @@ class VocoderStream:
 
     def __init__(self, vocoder: NeuralVocoder) -> None:
         self._vocoder = vocoder
-        self._state: State | None = None
+        self._state: VocoderState | None = None
         self._early = vocoder.look_ahead_frames  # so many hops still to come lie before the clip
 
     @torch.no_grad()
@@ -210,11 +324,11 @@ class VocoderStream:
             self._state = self._vocoder.start(mel)
         if not mel.shape[1]:
             return mel.new_zeros(1, 0)
-        waveform, self._state = self._vocoder.advance(mel, self._state)
+        waveform, _, self._state = self._vocoder.advance(mel, self._state)
         early = min(self._early, mel.shape[1])
         self._early -= early
         return waveform[:, early * self._vocoder.audio.hop_samples :].clamp(-1.0, 1.0)
 
     def finish(self) -> Tensor:
         """The rest (1,n), when no frame follows."""
-        return self.push(self._vocoder.silence(self._state[0])) if self._state is not None else torch.zeros(1, 0)
+        return self.push(self._vocoder.silence(self._state.mel)) if self._state is not None else torch.zeros(1, 0)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from omni.audio import SILENCE, LogMel, unscale_mel
 from omni.config import AudioConfig, VocoderConfig
+from omni.pitch import pitch_hz
 from omni.vocoder import GriffinLim, NeuralVocoder, mel_to_bins
 
 AUDIO = AudioConfig()
@@ -85,8 +86,8 @@ def streamed(vocoder: NeuralVocoder, mel: torch.Tensor, sizes: list[int]) -> tor
     return torch.cat([*(stream.push(chunk) for chunk in chunks), stream.finish()], dim=1)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 13), max_size=8), st.integers(0, 20), st.sampled_from([3, 4, 8]))
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 13), max_size=8), st.integers(0, 20), st.sampled_from([0, 4, 6]))
 def test_pieces_of_any_size_join_to_the_whole(sizes: list[int], rest: int, look_ahead_frames: int) -> None:
     vocoder, mel = make_neural(look_ahead_frames), some_mel(sum(sizes) + rest)
     torch.testing.assert_close(streamed(vocoder, mel, sizes), vocoder(mel), atol=1e-5, rtol=0)
@@ -94,22 +95,22 @@ def test_pieces_of_any_size_join_to_the_whole(sizes: list[int], rest: int, look_
 
 def test_a_stream_is_as_far_behind_as_the_look_ahead_says() -> None:
     stream = NEURAL.stream()
-    given_out = [stream.push(some_mel(1)).shape[1] for _ in range(6)]
+    given_out = [stream.push(some_mel(1)).shape[1] for _ in range(15)]
     assert given_out == [0] * NEURAL.look_ahead_frames + [HOP] * 2
-    assert NEURAL.look_ahead_ms == 40.0
+    assert NEURAL.look_ahead_ms == 130.0
 
 
 def test_a_stream_of_nothing_is_nothing() -> None:
     assert NEURAL.stream().finish().shape == (1, 0)
 
 
-@pytest.mark.parametrize("look_ahead_frames", [3, 4, 8])
+@pytest.mark.parametrize("look_ahead_frames", [0, 4, 6])
 def test_a_frame_is_heard_look_ahead_frames_before_it_and_not_earlier(look_ahead_frames: int) -> None:
     vocoder, mel = make_neural(look_ahead_frames), some_mel(60)
     changed = mel.clone()
     changed[:, 40] += 1.0
     difference = (vocoder(changed) - vocoder(mel))[0].abs()
-    first = (40 - look_ahead_frames) * HOP
+    first = (40 - vocoder.look_ahead_frames) * HOP
     assert (difference[:first] == 0).all()
     assert difference[first : first + HOP].max() > 0
 
@@ -123,9 +124,29 @@ def test_behind_a_clip_is_silence() -> None:
 def test_what_trains_is_what_runs(clip: torch.Tensor) -> None:
     """A piece from the beginning of a clip, with its look-ahead, gives the samples that the whole clip has there."""
     mel = LOG_MEL(clip)[None]
-    piece = NEURAL.generate(mel[:, : 20 + NEURAL.look_ahead_frames])
+    piece, logits = NEURAL.generate(mel[:, : 20 + NEURAL.look_ahead_frames])
     assert piece.requires_grad
-    torch.testing.assert_close(piece.detach().clamp(-1, 1), NEURAL(mel)[:, : 20 * HOP], atol=1e-6, rtol=0)
+    torch.testing.assert_close(piece.detach().clamp(-1, 1), NEURAL(mel)[:, : 20 * HOP], atol=1e-5, rtol=0)
+    assert logits.shape == (1, 20, 257)
+
+
+@pytest.mark.parametrize("wanted_hz", [80.0, 100.0])
+def test_a_steady_log_mel_is_sung_at_the_pitch_that_is_given(wanted_hz: float) -> None:
+    """An untrained vocoder whose input tells nothing of the pitch, and does not change from frame to frame. (Of a high pitch, mel filters tell.)"""
+    vocoder = NeuralVocoder(AUDIO, VocoderConfig(d_model=16, n_blocks=1, d_ff=16))
+    mel = torch.linspace(1.0, -1.0, 128).expand(1, 100 + vocoder.look_ahead_frames, -1)
+    with torch.no_grad():
+        vocoder.head.bias[:321] = 6.0  # all voice
+        sung, _ = vocoder.generate(mel, vocoder.pitch_ids(torch.full((1, 100), wanted_hz)))
+    heard = pitch_hz(sung[0], AUDIO)[10:90]
+    assert (heard / wanted_hz - 1).abs().median() < 0.01
+
+
+def test_pitches_are_near_what_they_stand_for() -> None:
+    hz = torch.linspace(60, 400, 500)
+    ids = NEURAL.pitch_ids(hz)
+    assert (NEURAL.pitches_hz[ids] / hz - 1).abs().max() < 0.004
+    assert NEURAL.pitch_ids(torch.tensor([0.0, 20.0, 60.0, 400.0, 999.0])).tolist() == [0, 1, 1, 256, 256]
 
 
 def test_an_untrained_vocoder_has_the_magnitudes_of_the_mel(clip: torch.Tensor) -> None:
@@ -140,6 +161,6 @@ def test_bins_between_two_filters_take_from_both() -> None:
     assert ((to_bins > 0).sum(0) <= 2).all() and ((to_bins > 0).sum(0) == 2).any()
 
 
-def test_a_look_ahead_shorter_than_the_window_needs_is_refused() -> None:
-    with pytest.raises(ValidationError, match="greater than or equal to 3"):
-        VocoderConfig(look_ahead_frames=2)
+def test_a_look_ahead_longer_than_the_first_convolution_is_refused() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 6"):
+        VocoderConfig(look_ahead_frames=7)

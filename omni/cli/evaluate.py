@@ -55,7 +55,25 @@ def _vision(omni: Omni, chosen: Settings) -> dict[str, Any]:
     return vision_suite(omni, chosen.data, limit=chosen.limit)
 
 
-SUITES: dict[str, Callable[[Omni, Settings], dict[str, Any]]] = {"text": _text, "asr": _asr, "vision": _vision}
+def _codec(omni: Omni, chosen: Settings) -> dict[str, Any]:
+    from omni.evaluation.codec import codec_suite
+
+    return codec_suite(omni, chosen.data, limit=chosen.limit, judge=chosen.judge)
+
+
+def _tts(omni: Omni, chosen: Settings) -> dict[str, Any]:
+    from omni.evaluation.tts import tts_suite
+
+    return tts_suite(omni, chosen.data, limit=chosen.limit, judge=chosen.judge)
+
+
+SUITES: dict[str, Callable[[Omni, Settings], dict[str, Any]]] = {
+    "text": _text,
+    "asr": _asr,
+    "vision": _vision,
+    "codec": _codec,
+    "tts": _tts,
+}
 
 
 def evaluate(
@@ -65,7 +83,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="so many items of each set, for a quick look; default all")] = None,
     baseline: Annotated[Path | None, typer.Option(help="text: checkpoint of a plain GPT to stand beside it")] = None,
     judge: Annotated[
-        Path | None, typer.Option(help="asr: environment with a speech recognizer, whose error rates are the ceilings")
+        Path | None, typer.Option(help="asr, codec, tts: another environment than this one that has the speech recognizers")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="also write the result into this file")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")] = "auto",

