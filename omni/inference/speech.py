@@ -29,7 +29,7 @@ SHORTEST_CLAUSE, LONGEST_CLAUSE = 20, 160  # characters
 CLAUSE_ENDS = ".!?;:,…。！？；：，、"
 LOUDEST = 10.0  # scaled log-mel far above full scale: a codec gone wild must not overflow into a waveform of NaN
 CLOSING = "\"')]}”’»"
-CHUNKS, LAST_CHUNK = (1, 2, 4), 8  # frames of the first pieces of a stream, and of all later ones
+CHUNKS, LAST_CHUNK = (2, 2, 4), 8  # frames of the first pieces of a stream (one would not get past the vocoder's delay), and of all later ones
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Speaker:
         return [self._whole(line) for line in lines]
 
     def stream(self, text: str, voice: str | None, sampling: Sampling) -> Iterator[Speech]:
-        """The same as `say` in pieces, each as soon as it is known: one frame, then more. Griffin-Lim needs the whole text and gives one piece.
+        """The same as `say` in pieces, each as soon as it is known: two frames, then more. Griffin-Lim needs the whole text and gives one piece.
         Raises before the first sound if text or voice is no use."""
         line = self._line(text, voice, sampling)
         vocoder = self.model.vocoder

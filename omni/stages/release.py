@@ -187,6 +187,13 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("audio-natural",),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
+    "vocoder": ReleaseStage(
+        "vocoder",
+        _clips(VOICES),
+        {"steps": 4000, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 100, "adversarial_after": 2500},
+        init_from=("codec",),
+        data={"max_audio_s": 12.0, "cached_hours": 60.0, "codec_share": 0.8},
+    ),
     "talker": ReleaseStage(
         "talker",
         _clips(VOICES),

@@ -141,7 +141,7 @@ def test_the_stages_of_the_first_sound_add_up_to_it(speaker, brief):
     assert found.words == 10
     assert found.streamed_difference < 1e-4
     assert 0 < found.real_time_factor < 10
-    assert found.look_ahead_ms == {"codec": 80.0, "vocoder": 40.0}
+    assert found.look_ahead_ms == {"codec": 80.0, "vocoder": 130.0}
 
 
 def test_griffin_lim_has_its_stages_too(make_speaker, brief):
