@@ -286,15 +286,14 @@ class NeuralVocoder(nn.Module):
         """Pitches (B,T) → (B,T,hop), all harmonics below half the sample rate in equal strength, silent without a pitch; and the cycles after.
         (The sum of the cosines is Dirichlet's kernel.)"""
         hop, rate = self.audio.hop_samples, self.audio.sample_rate_hz
-        hz = self.pitches_hz[pitch_ids]  # (B,T)
-        after = cycles + (hz.double() * hop / rate).cumsum(1)
-        steps = (hz / rate)[..., None] * torch.arange(-hop, 0, device=hz.device)
-        half = math.pi * ((after[..., None] + steps) % 1.0).float()
+        hz = self.pitches_hz[pitch_ids].double()  # (B,T)
+        after = cycles + (hz * hop / rate).cumsum(1)
+        half = math.pi * ((after[..., None] + (hz / rate)[..., None] * torch.arange(-hop, 0, device=hz.device)) % 1.0)
         n_harmonics = (rate / 2 / hz).floor()[..., None]
         sine = half.sin()
         kernel = torch.where(sine < 1e-4, 2 * n_harmonics + 1, ((2 * n_harmonics + 1) * half).sin() / sine.clamp(min=1e-4))
         pulses = (kernel - 1) / (2 * n_harmonics).sqrt()  # of power 1, as the noise is
-        return pulses * (pitch_ids > 0)[..., None], after[:, -1:] % 1.0
+        return (pulses * (pitch_ids > 0)[..., None]).float(), after[:, -1:] % 1.0
 
     def _with_noise(self, voice: Tensor, mix: Tensor, frame: int) -> Tensor:
         """Spectra of pulses (B,T,K) and what the head says of them (B,T,2K) → spectra of voice and noise."""
