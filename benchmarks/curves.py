@@ -1,8 +1,9 @@
-"""The curves of training runs as one picture and one JSON file, from what the Trainer wrote for TensorBoard.
+"""What the steps of a recipe took and how they went, from what they left in their run folders.
 
-    python benchmarks/curves.py runs/release --steps text chat audio vision --out docs/training
+    python benchmarks/curves.py runs/release --steps text chat audio vision --hardware "one core of …" --out docs/training
 
-writes docs/training.svg and docs/training.json: of every step the training loss (a mean over each of 100 stretches) and every validation score.
+writes docs/training.md (a table, and the picture), docs/training.svg (the curves) and docs/training.json: of every step its data, updates, seconds
+and final scores, the training loss (a mean over each of 100 stretches) and every validation score.
 """
 
 from __future__ import annotations
@@ -75,15 +76,37 @@ def draw(runs: dict[str, dict[str, Curve]]) -> str:
     )
 
 
+def amount(data: dict[str, Any]) -> str:
+    """What a step trained on, in words."""
+    if "hours" not in data:
+        return f"{data['rows']:,} rows"
+    return f"{data['clips']:,} clips, {data['hours']:.1f} h with repetitions"
+
+
+def page(steps: dict[str, Any], hardware: str, picture: str) -> str:
+    """Markdown."""
+    lines = [f"# Training log in figures\n\nEvery step ran on {hardware}. What was tried and did not help is in [log.md](log.md).\n"]
+    lines += ["| Step | Data of an epoch | Updates | Hours | Validation at the end |", "|---|---|---|---|---|"]
+    for name, step in steps.items():
+        scores = ", ".join(f"{score} {value:.3g}" for score, value in step["metrics"].items())
+        lines.append(f"| `{name}` | {amount(step['data'])} | {step['steps']:,} | {step['seconds'] / 3600:.1f} | {scores} |")
+    return "\n".join([*lines, "", f"![Training loss and validation scores of every step]({picture})", ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", nargs="+", required=True)
+    parser.add_argument("--hardware", required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    runs: dict[str, Any] = {step: read(arguments.work / step) for step in arguments.steps}
-    arguments.out.with_suffix(".json").write_text(json.dumps(runs) + "\n")
-    arguments.out.with_suffix(".svg").write_text(draw(runs))
+    folders = {step: arguments.work / step for step in arguments.steps}
+    steps: dict[str, Any] = {
+        name: json.loads((path / "result.json").read_text()) | {"curves": read(path)} for name, path in folders.items()
+    }
+    arguments.out.with_suffix(".json").write_text(json.dumps({"hardware": arguments.hardware, "steps": steps}) + "\n")
+    arguments.out.with_suffix(".svg").write_text(draw({name: step["curves"] for name, step in steps.items()}))
+    arguments.out.with_suffix(".md").write_text(page(steps, arguments.hardware, arguments.out.with_suffix(".svg").name))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ STAGES: dict[str, ReleaseStage] = {
         "codec",
         _clips(VOICES),
         {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=("audio-natural",),
+        init_from=("audio-more",),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
     "vocoder": ReleaseStage(
@@ -198,7 +198,7 @@ STAGES: dict[str, ReleaseStage] = {
         "talker",
         _clips(VOICES),
         {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=("chat", "audio-natural", "codec"),
+        init_from=("chat", "audio-more", "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
 }
@@ -246,12 +246,12 @@ def _amount(run: RunConfig) -> Row:
     return {"rows": len(rows)} | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
 
 
-PUBLISHED = ("chat", "audio-natural", "vision")
+PUBLISHED = ("chat", "audio-more", "vision")
 
 
 def publish(work: Path, out: Path) -> None:
     """The trained Thinker, audio encoder and vision encoder (with its contrastive heads) as one model in bfloat16, with how each was trained."""
-    results = [work / step / "result.json" for step in ("text", "audio", *PUBLISHED)]
+    results = [work / step / "result.json" for step in ("text", "audio", "audio-natural", *PUBLISHED)]
     for path in results:
         if not path.exists():
             raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage {path.parent.name}")
