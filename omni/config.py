@@ -262,17 +262,17 @@ PRESETS: dict[str, ModelConfig] = {
         update={
             "vision_encoder": VisionEncoderConfig(image_tokens="pooled"),
             "audio_encoder": AudioEncoderConfig(ctc_layers=4),
-            "codec": CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=64, hidden_size=288, n_blocks=3, codebook_dropout=0.3),
+            "codec": CodecConfig(n_codebooks=8, codebook_size=1024, latent_size=64, hidden_size=256, n_blocks=3, codebook_dropout=0.3),
             "talker": TalkerConfig(
                 d_model=224,
                 n_heads=4,
                 n_kv_heads=2,
-                d_ff=544,
+                d_ff=512,
                 code_width=64,
                 voices=("heart", "kathleen", "joe"),
                 dropout=0.1,
             ),
-            "vocoder": VocoderConfig(d_model=240, d_ff=576),
+            "vocoder": VocoderConfig(d_model=192, n_blocks=6, d_ff=384),
         }
     ),
     "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),

@@ -129,7 +129,7 @@ def _captioned(folders: Folders) -> Iterable[Row]:
     yield from release.nlvr_captions(folders.data)
 
 
-GPT_RATE = 2e-3  # the best of the three
+GPT_RATE = 4e-3  # the best of the three
 
 
 def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
