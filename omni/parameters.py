@@ -15,7 +15,7 @@ ADDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "talker_conditioning": ("talker", ("conditioning", "duration", "frame_conditioning", "begin")),
     "talker_rest_heads": ("talker", ("rest_mix", "rest_out")),
     "codec_strides": ("codec", ("encoder", "decoder")),
-    "neural_vocoder": ("vocoder", ("first", "first_norm", "blocks", "last_norm", "head")),
+    "neural_vocoder": ("vocoder", ("first", "first_norm", "blocks", "last_norm", "head", "pitch_head")),
 }
 MEANINGS = {
     "thinker": "language model: embedding, transformer, LM head",
@@ -29,7 +29,7 @@ MEANINGS = {
     "talker_conditioning": "spelling, Thinker states and voice; durations; what is said in a frame",
     "talker_rest_heads": "later codebooks given the earlier ones",
     "codec_strides": "convolutions between 100 Hz mel and 12.5 Hz codes",
-    "neural_vocoder": "log-mel to magnitudes and phases of an inverse STFT",
+    "neural_vocoder": "log-mel to pitch, and to what shapes pulses and noise",
 }
 
 
