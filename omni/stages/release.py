@@ -137,6 +137,11 @@ def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
     return ReleaseStage("plain-gpt", _documents, train, init_from=("text",), world=("text", "text_chat"))
 
 
+def _seeing(steps: int, *init_from: str) -> ReleaseStage:
+    train = {"steps": steps, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"}
+    return ReleaseStage("vision", _captioned, train, init_from)
+
+
 STAGES: dict[str, ReleaseStage] = {
     "text": ReleaseStage(
         "text",
@@ -174,12 +179,8 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("audio-natural",),
         data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
     ),
-    "vision": ReleaseStage(
-        "vision",
-        _captioned,
-        {"steps": 2000, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
-        init_from=("chat",),
-    ),
+    "vision": _seeing(2000, "chat"),
+    "vision-more": _seeing(2500, "chat", "vision"),  # shapes come last
     "codec": ReleaseStage(
         "codec",
         _clips(VOICES),
@@ -246,12 +247,12 @@ def _amount(run: RunConfig) -> Row:
     return {"rows": len(rows)} | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
 
 
-PUBLISHED = ("chat", "audio-more", "vision")
+PUBLISHED = ("chat", "audio-more", "vision-more")
 
 
 def publish(work: Path, out: Path) -> None:
     """The trained Thinker, audio encoder and vision encoder (with its contrastive heads) as one model in bfloat16, with how each was trained."""
-    results = [work / step / "result.json" for step in ("text", "audio", "audio-natural", *PUBLISHED)]
+    results = [work / step / "result.json" for step in ("text", "audio", "audio-natural", "vision", *PUBLISHED)]
     for path in results:
         if not path.exists():
             raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage {path.parent.name}")

@@ -105,7 +105,7 @@ def test_unknown_steps_and_missing_data_are_said(data, work, tmp_path):
 @pytest.mark.slow
 def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_path, monkeypatch):
     monkeypatch.setattr(release, "VALIDATION", 0.5)  # enough of so little text for a context
-    for step in ("text", "chat", "audio", "audio-natural", "audio-more", "vision"):
+    for step in ("text", "chat", "audio", "audio-natural", "audio-more", "vision", "vision-more"):
         row = release.train_step(step, data, work)
         assert row["steps"] == 2 and row["data"]["rows"] > 0
         assert ("hours" in row["data"]) == step.startswith("audio")
@@ -113,5 +113,13 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
     saved = load_model(tmp_path / "out")
     assert saved.components == ("thinker", "vision_encoder", "audio_encoder", "image_projector", "contrastive")
     assert {t.dtype for t in saved.tensors.values() if t.is_floating_point()} == {torch.bfloat16}
-    assert [row["step"] for row in saved.extra["training"]] == ["text", "audio", "audio-natural", "chat", "audio-more", "vision"]
+    assert [row["step"] for row in saved.extra["training"]] == [
+        "text",
+        "audio",
+        "audio-natural",
+        "vision",
+        "chat",
+        "audio-more",
+        "vision-more",
+    ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
