@@ -27,6 +27,7 @@ from omni.errors import ConfigError, DataError
 from omni.omni_model import COMPONENTS
 from omni.stages import STAGES as TRAINER_STAGES
 from omni.stages.recipes import assemble
+from omni.stages.splices import make_splices
 from omni.training.trainer import train
 
 Row = dict[str, Any]
@@ -93,6 +94,10 @@ MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
 
 
+SPLICED_VOICES = {"spliced": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 3, "piper": 1, "flite": 1 / 2, "espeak": 1 / 8}
+SPLICES = 12_000  # new sentences out of Kathleen's
+
+
 def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
     """Clips whose sentences are not held out."""
 
@@ -111,6 +116,9 @@ def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
 def _reader(name: str, folders: Folders) -> Iterable[Row]:
     if name in release.READERS:
         return release.speech_rows(folders.data, held_out=False, readers=(name,))
+    if name == "spliced":
+        read = [row for row in release.speech_rows(folders.data, held_out=False, readers=("kathleen",)) if not _validates(row)]
+        return _within(make_splices(read, folders.work / HEARING, folders.work / "voices" / name, SPLICES, "kathleen"), "audio")
     if name == "world":  # its sentences are its own, and held out by the same rule
         return _within(folders.world.manifest("speech"), "audio")
     rows = _within(folders.work / "voices" / f"{name}.jsonl", "audio")
@@ -129,6 +137,7 @@ def _captioned(folders: Folders) -> Iterable[Row]:
     yield from release.nlvr_captions(folders.data)
 
 
+HEARING = "audio-more"  # whose audio encoder knows where words are
 GPT_RATE = 4e-3  # the best of the three
 
 
@@ -179,6 +188,13 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("audio-natural",),
         data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
     ),
+    "audio-spliced": ReleaseStage(
+        "audio",
+        _clips(SPLICED_VOICES),
+        {"steps": 8000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
+        init_from=(HEARING,),
+        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
+    ),
     "vision": _seeing(2000, "chat"),
     "vision-more": _seeing(2500, "chat", "vision"),  # shapes come last
     "codec": ReleaseStage(
@@ -210,12 +226,16 @@ def _text_of(row: Row) -> str:
     return row["image"] if "image" in row else "\n".join(release.passages(row))
 
 
+def _validates(row: Row) -> bool:
+    return held_out("validation " + _text_of(row), VALIDATION)
+
+
 def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path]]:
     """The training and validation manifests of a step; written anew every time, unchanged rows giving unchanged files."""
     stage = STAGES[step]
     sides: tuple[list[str], list[str]] = [], []
     for row in stage.rows(folders):
-        sides[held_out("validation " + _text_of(row), VALIDATION)].append(json.dumps(row, ensure_ascii=False))
+        sides[_validates(row)].append(json.dumps(row, ensure_ascii=False))
     if not sides[0]:
         raise DataError(f"{folders.data}: no training row for stage {step}; fetch the data with: muomni data get all")
     paths = [folders.manifest(step), folders.manifest(f"{step}.validation")]
