@@ -36,7 +36,7 @@ from omni.data.worlds.pocket import TRAINING_VOICES
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import DataError
 
-TRAINING_CLIPS = {"espeak": 8_000, "flite": 75_000, "piper": 4_000, "cast": 6_000, "teacher": 13_400}
+TRAINING_CLIPS = {"espeak": 8_000, "flite": 40_000, "piper": 6_000, "cast": 6_000, "teacher": 13_400}
 FIRST_SENTENCE = {"espeak": 0, "piper": 20_000, "cast": 30_000, "flite": 40_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
