@@ -1,11 +1,12 @@
 # make demo    from nothing to a trained small model that answers a spoken question about a picture (under 10 minutes on two cores)
 # make test    the tests              make check   format, lint, types, import contract, fast tests
+# make test-browser   the page in Chromium (apt-get install chromium chromium-driver)
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: install demo demo-from-nothing test check format clean
+.PHONY: install demo demo-from-nothing test test-browser check format clean
 
 install: $(STAMP)
 
@@ -21,14 +22,18 @@ demo-from-nothing: install
 	$(BIN)/muomni demo --out runs/pocket-nano
 
 test: install
-	$(BIN)/python -m pytest -n 2 --durations 10
+	$(BIN)/python -m pytest -n 2 -m 'not browser' --durations 10
+
+test-browser: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not browser'
 
 format: install
 	$(BIN)/ruff format .

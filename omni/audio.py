@@ -21,6 +21,9 @@ from omni.config import AudioConfig
 from omni.errors import ConfigError, DataError
 
 LOG_FLOOR = 1e-5
+BLOCK = 1 << 20  # samples that are decoded at once
+UNKNOWN_LENGTH = 1 << 62  # a stream whose header was written before its end was known claims more
+MAX_CHANNELS, MAX_RATE_HZ = 8, 192_000  # of a sound whose length is limited
 # Mean and standard deviation of ln(mel) over read speech (natural and synthetic): one fixed scaling, so that loudness is kept.
 LOG_MEAN, LOG_STD = -5.7, 2.1
 
@@ -34,18 +37,33 @@ def load_audio(path: str | Path, sample_rate_hz: int = 16_000) -> np.ndarray:
     return decode_audio(path.read_bytes(), str(path), sample_rate_hz)
 
 
-def decode_audio(data: bytes, name: str, sample_rate_hz: int = 16_000) -> np.ndarray:
-    """Like `load_audio`, from the bytes of a file; `name` is used in errors."""
+def decode_audio(data: bytes, name: str, sample_rate_hz: int = 16_000, max_s: float | None = None) -> np.ndarray:
+    """Like `load_audio`, from the bytes of a file; `name` is used in errors. A sound of more than `max_s` seconds raises DataError before it
+    is decoded; whatever its header says, no more than that is."""
+    blocks: list[np.ndarray] = []
     try:
-        wave, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, n = file.samplerate, 0
+            most = float("inf") if max_s is None else max_s * rate
+            refused = max_s is not None and (most < file.frames < UNKNOWN_LENGTH or rate > MAX_RATE_HZ or file.channels > MAX_CHANNELS)
+            while not refused and len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block.mean(axis=1))
+                n += len(block)
+                refused = n > most
+            if refused:
+                limit = f"{max_s:g} s, {MAX_CHANNELS} channels and {MAX_RATE_HZ} Hz"
+                raise DataError(
+                    f"{name}: {max(file.frames, n) / rate:.3g} s of {file.channels} channels at {rate} Hz exceed the limit of {limit}"
+                )
     except (soundfile.SoundFileError, TypeError) as error:
-        raise DataError(f"{name}: not a readable audio file ({error}); use WAV, FLAC, Ogg or MP3") from None
+        reason = getattr(error, "error_string", error)  # without the address of our buffer
+        raise DataError(f"{name}: not a readable audio file ({reason}); use WAV, FLAC, Ogg or MP3") from None
+    wave = np.concatenate(blocks or [np.zeros(0, np.float32)])
     if not len(wave):
         raise DataError(f"{name}: the audio is empty (0 samples)")
     if not np.isfinite(wave).all():
         raise DataError(f"{name}: the audio has samples that are not finite numbers")
-    mono = wave.mean(axis=1)
-    return mono if rate == sample_rate_hz else soxr.resample(mono, rate, sample_rate_hz).astype(np.float32)
+    return wave if rate == sample_rate_hz else soxr.resample(wave, rate, sample_rate_hz).astype(np.float32)
 
 
 def save_audio(target: str | Path | BinaryIO, waveform: np.ndarray | Tensor, sample_rate_hz: int, *, format: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from omni.errors import DataError
 
-MAX_PIXELS = 64_000_000  # refused before decoding
+MAX_PIXELS = 64_000_000  # more are refused before decoding
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # the others are rare, and one runs a PostScript interpreter
 MEAN, STD = 0.5, 0.25
 
 
@@ -24,17 +26,29 @@ def load_image(path: str | Path) -> Image.Image:
     return decode_image(path.read_bytes(), str(path))
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
+def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:
     """Like `load_image`, from the bytes of a file; `name` is used in errors."""
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{name}: {picture.width}x{picture.height} pixels exceed the limit of {MAX_PIXELS:,}; make it smaller")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height > most:
+                raise DataError(f"{name}: {picture.width}x{picture.height} pixels exceed the limit of {most:,}; make it smaller")
             return to_rgb(ImageOps.exif_transpose(picture))
     except Image.DecompressionBombError:
-        raise DataError(f"{name}: more pixels than the limit of {MAX_PIXELS:,}; make it smaller") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{name}: not a readable picture ({error}); use PNG, JPEG, GIF or WebP") from None
+        raise DataError(f"{name}: more pixels than the limit of {most:,}; make it smaller") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        EOFError,
+        struct.error,
+    ) as error:
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error  # without the address of our buffer
+        raise DataError(f"{name}: not a readable picture ({reason}); use PNG, JPEG, GIF or WebP") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

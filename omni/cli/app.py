@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from omni import __version__
-from omni.cli import bench, data, demo, evaluate, generate, inspect, train
+from omni.cli import bench, data, demo, evaluate, generate, inspect, serve, train
 from omni.cli.output import log_to_stderr, note
 from omni.errors import OmniError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A small omni-modal model: text, pictures and speech in; text and speech out.",
 )
-for module in (demo, generate, train, data, evaluate, inspect, bench):
+for module in (demo, generate, train, data, evaluate, inspect, serve, bench):
     module.register(app)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,9 @@ def register(app: typer.Typer) -> None:
     """Add `bench`."""
     bench = typer.Typer(help="Measure speed on this machine.")
     bench.command("train")(bench_train)
+    bench.command("generate")(bench_generate)
     bench.command("speech")(bench_speech)
+    bench.command("serve")(bench_serve)
     app.add_typer(bench, name="bench")
 
 
@@ -71,3 +75,58 @@ def bench_speech(
     print(f"first sound after {speed.first_audio_ms:g} ms ({parts}), {speed.words} words, {speed.vocoder} vocoder")
     print(f"real-time factor {speed.real_time_factor:g}, streamed {speed.streamed_real_time_factor:g}, on {speed.audio_s:g} s of speech")
     print(f"streamed and whole differ by {speed.streamed_difference:.1e} at most; look-ahead {speed.look_ahead_ms} ms")
+
+
+def bench_generate(
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="how long to measure")] = 10.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """Tokens per second of replies one after another, and how soon the first is there."""
+    from omni.evaluation.speed import measure_generation
+    from omni.inference.omni import Omni
+
+    speed = measure_generation(Omni.from_pretrained(checkpoint, device), seconds)
+    if as_json:
+        print_json({"what": "generate", "machine": machine(), "metrics": vars(speed)})
+        return
+    print(f"{speed.tokens_per_s:,.0f} tokens/s over {speed.replies} replies; first text after {speed.first_text_ms:g} ms")
+
+
+def bench_serve(
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}")] = None,
+    clients: Annotated[int, typer.Option(min=1, help="clients that stream at once")] = 64,
+    spoken_clients: Annotated[int, typer.Option(min=1, help="clients that have texts spoken at once")] = 8,
+    seconds: Annotated[float, typer.Option(min=0.5, help="how long the many clients ask; the other measurements are shorter")] = 60.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of the server's mathematics; default: as torch finds fit")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the JSON into this file too")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """A server process on this machine under many clients: throughput beside one client's and beside none, latency, lost and wrong replies, memory."""
+    from omni.inference.omni import Omni
+    from omni.server.benchmark import measure_serving
+
+    omni = Omni.from_pretrained(checkpoint, "cpu")
+    speed = measure_serving(omni, clients=clients, spoken_clients=spoken_clients, seconds=seconds, threads=threads)
+    result = {"what": "serve", "machine": machine(), "metrics": asdict(speed)}
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    if as_json:
+        print_json(result)
+        return
+    print(
+        f"in this process {speed.generate_tokens_per_s:,.0f} tokens/s, first text {speed.generate_first_text_ms:g} ms; one client {speed.alone.tokens_per_s:,.0f} ({speed.share_of_generate:.0%})"
+    )
+    for load in (speed.alone, speed.many):
+        print(
+            f"{load.clients} clients: {load.tokens_per_s:,.0f} tokens/s, first text {load.first_ms:g} ms (95 %: {load.first_ms_p95:g}), "
+            f"{load.whole} of {load.asked} replies whole, {load.as_alone} as alone (largest gap {load.largest_gap:g}), memory {load.memory_mb} MB"
+        )
+    if speed.say_first_audio_ms is not None:
+        print(f"in this process first sound {speed.say_first_audio_ms:g} ms")
+    for load in filter(None, (speed.spoken_alone, speed.spoken)):
+        print(
+            f"{load.clients} spoken: {load.audio_s_per_s:g} s of sound a second, first sound {load.first_ms:g} ms, "
+            f"{load.whole} of {load.asked} whole"
+        )

@@ -141,7 +141,7 @@ def speech_fit(omni: Omni, texts: Sequence[str], voice: str | None = None) -> Sp
 
 def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:
     encoder = omni.model.audio_encoder
-    states, lengths = encoder(omni.log_mel(waveform)[None].to(omni.engine.device))
+    states, lengths = encoder(omni.log_mel(waveform)[None].to(omni.device))
     targets = torch.tensor([encode_characters(text)], device=states.device)
     slots = lengths * encoder.config.ctc_slots
     nats = ctc_nats(encoder.ctc_logits(states), slots, targets, torch.tensor([targets.shape[1]]), BLANK_ID)

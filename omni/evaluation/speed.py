@@ -1,4 +1,5 @@
-"""How fast a model speaks: how soon the first sound of a sentence is there and what that time goes into, and how long speech takes as a whole."""
+"""How fast a model writes and speaks: tokens a second and the time to the first; how soon the first sound of a sentence is there and what that time
+goes into, and how long speech takes as a whole."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from omni.inference.omni import Omni
+from omni.inference.sampling import Sampling
 from omni.vocoder import NeuralVocoder
 
 TEN_WORDS = "The old house stood quietly at the edge of town."
@@ -23,6 +25,41 @@ LONGER = (
 )
 OTHER = "everything_else"
 TRIES = 3  # of the whole texts, of which the median counts
+
+
+QUESTIONS = tuple(
+    f"{ask} {what}?"
+    for ask in ("What colour is", "Where is", "How many are there of", "Tell me about")
+    for what in ("the sea", "the big house", "that red circle", "the small star", "the town", "the old man", "the garden", "a square")
+)
+
+
+@dataclass(frozen=True)
+class GenerationSpeed:
+    """Of one reply after another, greedy and in float32, in this process: tokens a second, and milliseconds from question to first text (median)."""
+
+    tokens_per_s: float
+    first_text_ms: float
+    replies: int
+
+
+def measure_generation(omni: Omni, seconds: float = 10.0, max_new_tokens: int = 64) -> GenerationSpeed:
+    """Answer QUESTIONS in turn for so long. Raises CheckpointError for a checkpoint without a Thinker."""
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    omni.chat([{"role": "user", "content": QUESTIONS[0]}], sampling)
+    firsts: list[float] = []
+    tokens = 0
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        prompt = omni.prompt([{"role": "user", "content": QUESTIONS[len(firsts) % len(QUESTIONS)]}], reserve=max_new_tokens)
+        batch = omni.engine.batch()
+        (draft,) = batch.join([prompt], [sampling])
+        firsts.append(time.perf_counter() - start)
+        while batch.drafts:
+            batch.step()
+        tokens += len(draft.ids) + (draft.stopped == "end")
+    return GenerationSpeed(round(tokens / (time.perf_counter() - begun), 1), round(1000 * statistics.median(firsts), 2), len(firsts))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Thinker at work: prefill a batch of prompts, then one cached step a token until every row has ended its turn.
+"""The Thinker at work: prompts join a batch, every step gives each of its rows a token, and a row that has ended its turn leaves.
 
 B prompts  T positions  V vocabulary"""
 
@@ -47,8 +47,8 @@ class TextEvent:
     stopped: Stopped | None
 
 
-class _Row:
-    """One reply on its way."""
+class Draft:
+    """A reply on its way."""
 
     def __init__(self, limit: int, sampling: Sampling, tokenizer: BPETokenizer) -> None:
         self.limit, self.sampling, self.tokenizer = limit, sampling, tokenizer
@@ -56,6 +56,7 @@ class _Row:
         self.ids: list[int] = []
         self.text = ""
         self.stopped: Stopped | None = None
+        self._told = 0  # characters that `news` has given
 
     def choose(self, logits: Tensor) -> None:
         """Take the next token from logits (V,)."""
@@ -80,6 +81,15 @@ class _Row:
         starts = [len(text) - n for stop in self.sampling.stop for n in range(1, len(stop)) if text.endswith(stop[:n])]
         return text[: min(starts, default=len(text))]
 
+    def news(self) -> TextEvent | None:
+        """What has become certain since this was last asked; None if nothing has."""
+        text = self.certain()
+        if len(text) == self._told and self.stopped is None:
+            return None
+        event = TextEvent(text[self._told :], self.stopped)
+        self._told = len(text)
+        return event
+
     def generation(self) -> Generation:
         """The reply, once it has stopped."""
         assert self.stopped is not None
@@ -91,65 +101,90 @@ class Engine:
 
     def __init__(self, model: OmniModel, tokenizer: BPETokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
-        ids = torch.arange(model.config.thinker.vocab_size)
-        # no marker but the end of turn is ever said, nor an id that the tokenizer has no text for
-        self._unsayable = (((ids < len(SPECIAL_TOKENS)) & (ids != tokenizer.end_id)) | (ids >= tokenizer.vocab_size)).to(self.device)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the Thinker is."""
-        return self.model.thinker.tok_emb.weight.device
+    def batch(self) -> Batch:
+        """An empty one."""
+        return Batch(self.model, self.tokenizer)
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Generation]:
         """A reply to every prompt, decoded together."""
         if not prompts:
             return []
-        rows = [self._row(prompt, sampling) for prompt in prompts]
-        for _ in self._decode(prompts, rows):
-            pass
-        return [row.generation() for row in rows]
+        batch = self.batch()
+        drafts = batch.join(prompts, [sampling] * len(prompts))
+        while batch.drafts:
+            batch.step()
+        return [draft.generation() for draft in drafts]
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[TextEvent]:
         """The reply in pieces as they are decoded; joined, it is what `generate` gives. Closing the iterator cancels the reply."""
-        row = self._row(prompt, sampling)
-        said = 0
-        for _ in self._decode([prompt], [row]):
-            text = row.certain()
-            if len(text) > said or row.stopped is not None:
-                yield TextEvent(text[said:], row.stopped)
-                said = len(text)
+        batch = self.batch()
+        (draft,) = batch.join([prompt], [sampling])
+        while True:
+            if (event := draft.news()) is not None:
+                yield event
+            if draft.stopped is not None:
+                return
+            batch.step()
 
-    def _row(self, prompt: Prompt, sampling: Sampling) -> _Row:
-        room = self.model.config.thinker.context_length - len(prompt.rendered.input_ids)
-        assert room > 0, "render() reserves room for the reply"
-        return _Row(min(sampling.max_new_tokens, room), sampling, self.tokenizer)
+
+class Batch:
+    """Replies that are decoded together, `drafts`. New ones may join between two steps; one that has stopped has left."""
+
+    def __init__(self, model: OmniModel, tokenizer: BPETokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.drafts: list[Draft] = []
+        self._cache = model.thinker.make_cache(0)  # its rows are those of the drafts
+        ids = torch.arange(model.config.thinker.vocab_size)
+        # no marker but the end of turn is ever said, nor an id that the tokenizer has no text for
+        self._unsayable = (((ids < len(SPECIAL_TOKENS)) & (ids != tokenizer.end_id)) | (ids >= tokenizer.vocab_size)).to(
+            model.thinker.tok_emb.weight.device
+        )
 
     @torch.inference_mode()
-    def _decode(self, prompts: Sequence[Prompt], rows: Sequence[_Row]) -> Iterator[None]:
-        """Give every row its tokens, one at each step, until all have stopped. A row that has stopped leaves the batch."""
+    def join(self, prompts: Sequence[Prompt], samplings: Sequence[Sampling]) -> list[Draft]:
+        """Read the prompts and give each reply its first token."""
+        lengths = [len(prompt.rendered.input_ids) for prompt in prompts]
+        context = self.model.config.thinker.context_length
+        assert max(lengths) < context, "render() reserves room for the reply"
+        drafts = [Draft(min(s.max_new_tokens, context - n), s, self.tokenizer) for n, s in zip(lengths, samplings, strict=True)]
         thinker = self.model.thinker
-        lengths = [len(p.rendered.input_ids) for p in prompts]
-        cache = thinker.make_cache(len(prompts), max(n + row.limit for n, row in zip(lengths, rows, strict=True)))
+        cache = thinker.make_cache(len(prompts), max(n + draft.limit for n, draft in zip(lengths, drafts, strict=True)))
         states = thinker.hidden_states(embeddings=self._embed(prompts), lengths=lengths, cache=cache)
-        last = states[torch.arange(len(prompts)), torch.tensor(lengths) - 1]  # (B, d)
-        while True:
-            logits = thinker.lm_head(last).masked_fill(self._unsayable, -torch.inf)
-            for row, choices in zip(rows, logits, strict=True):
-                row.choose(choices)
-            yield
-            going = [i for i, row in enumerate(rows) if row.stopped is None]
-            if not going:
-                return
-            if len(going) < len(rows):
-                rows = [rows[i] for i in going]
-                cache.select(going)
-            last = thinker.hidden_states(torch.tensor([[row.ids[-1]] for row in rows], device=self.device), cache=cache)[:, 0]
+        self._cache.join(cache)
+        self.drafts += drafts
+        self._choose(drafts, states[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
+        return drafts
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Give every reply its next token."""
+        last = torch.tensor([[draft.ids[-1]] for draft in self.drafts], device=self._unsayable.device)
+        self._choose(list(self.drafts), self.model.thinker.hidden_states(last, cache=self._cache)[:, 0])
+
+    @torch.inference_mode()
+    def leave(self, draft: Draft) -> None:
+        """Take a reply out, wherever it is; the last one takes its place."""
+        row = self.drafts.index(draft)
+        self._cache.leave(row)
+        self.drafts[row] = self.drafts[-1]
+        self.drafts.pop()
+
+    def _choose(self, drafts: Sequence[Draft], states: Tensor) -> None:
+        """The next token of each, given the states (B,d)."""
+        logits = self.model.thinker.lm_head(states).masked_fill(self._unsayable, -torch.inf)
+        for draft, choices in zip(drafts, logits, strict=True):
+            draft.choose(choices)
+        for draft in drafts:
+            if draft.stopped is not None:
+                self.leave(draft)
 
     def _embed(self, prompts: Sequence[Prompt]) -> Tensor:
         """Embeddings (B,T,d), right-padded, with all media in place."""
+        device = self._unsayable.device
         width = max(len(p.rendered.input_ids) for p in prompts)
         pad = self.tokenizer.pad_id
-        input_ids = torch.tensor([p.rendered.input_ids + [pad] * (width - len(p.rendered.input_ids)) for p in prompts], device=self.device)
+        input_ids = torch.tensor([p.rendered.input_ids + [pad] * (width - len(p.rendered.input_ids)) for p in prompts], device=device)
         pixels = [x for p in prompts for x in p.pixels]
         mels = [m for p in prompts for m in p.mels]
         image_slots = [(row, s.start) for row, p in enumerate(prompts) for s in p.rendered.media if s.kind == "image"]
@@ -157,9 +192,9 @@ class Engine:
         padded = torch.nn.utils.rnn.pad_sequence(mels, batch_first=True, padding_value=SILENCE) if mels else None
         return self.model.embed(
             input_ids,
-            pixels=torch.stack(pixels).to(self.device) if pixels else None,
-            image_slots=torch.tensor(image_slots, device=self.device).view(-1, 2),
-            mel=padded.to(self.device) if padded is not None else None,
-            mel_lengths=torch.tensor([len(m) for m in mels], device=self.device),
-            audio_slots=torch.tensor(audio_slots, device=self.device).view(-1, 3),
+            pixels=torch.stack(pixels).to(device) if pixels else None,
+            image_slots=torch.tensor(image_slots, device=device).view(-1, 2),
+            mel=padded.to(device) if padded is not None else None,
+            mel_lengths=torch.tensor([len(m) for m in mels], device=device),
+            audio_slots=torch.tensor(audio_slots, device=device).view(-1, 3),
         )

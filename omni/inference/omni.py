@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 
 from omni.audio import load_audio
-from omni.characters import BLANK_ID, decode_characters
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
 from omni.checkpoint import find_checkpoint, load_model
 from omni.config import DEFAULT_CHECKPOINT
@@ -25,6 +24,7 @@ from omni.inference.ctc_beam import BeamSearch, ThinkerWords, segments
 from omni.inference.engine import Engine, Generation, Prompt, Stopped, TextEvent
 from omni.inference.sampling import Sampling
 from omni.inference.speech import Speaker, Speech
+from omni.inference.transcript import Transcript
 from omni.omni_model import OmniModel
 from omni.tokenizer import BPETokenizer
 
@@ -34,7 +34,7 @@ DECODERS = ("ctc", "ctc-beam", "thinker")
 WINDOW_S, OVERLAP_S = 20.0, 4.0  # of long recordings: windows overlap, and each answers for the part far from its ends
 GREEDY = Sampling()
 
-Picture = str | Path | Image.Image
+Picture = str | Path | Image.Image | Tensor  # a file, a picture, or pixels (3,H,W) as `to_pixels` makes them
 Sound = str | Path | np.ndarray  # a file, or a waveform (n,) at the model's sample rate
 
 
@@ -150,6 +150,8 @@ class Omni:
         return self.model.log_mel(torch.from_numpy(self.waveform(sound)).to(self.device)).cpu()
 
     def _pixels(self, picture: Picture) -> Tensor:
+        if isinstance(picture, Tensor):
+            return picture
         image = picture.convert("RGB") if isinstance(picture, Image.Image) else load_image(picture)
         return to_pixels(image, self.model.config.vision_encoder.image_size)
 
@@ -248,22 +250,30 @@ class Omni:
             raise ConfigError(f"no decoder {decoder!r}; known: {', '.join(DECODERS)}")
         wave = self.waveform(audio)
         if decoder == "ctc":
-            merged = torch.unique_consecutive(torch.cat([logits.argmax(-1) for logits in self._ctc_logits(wave)]))
-            return decode_characters(merged[merged != BLANK_ID].tolist())
+            return next(heard for heard in self.transcripts(wave) if heard.complete).text
         config = self.model.config
         if decoder == "ctc-beam":
             search = self.beam_search
-            log_probabilities = torch.cat([logits.float().log_softmax(-1) for logits in self._ctc_logits(wave)])
+            log_probabilities = torch.cat([logits.float().log_softmax(-1) for logits, _ in self._ctc_logits(wave)])
             pieces = segments(log_probabilities, int(WINDOW_S * config.encoder_rate_hz) * config.audio_encoder.ctc_slots)
             return " ".join(text for piece in pieces if (text := search(piece)[0].text.strip()))
         longest = config.max_audio_tokens * config.audio_encoder.downsample * config.audio.hop_samples
         parts = np.array_split(wave, -(-len(wave) // longest))  # of equal length: a short last one would have nothing to hear
         return " ".join(text for part in parts if (text := self.ask(TRANSCRIBE, audio=part).text.strip()))
 
+    def transcripts(self, audio: Sound) -> Iterator[Transcript]:
+        """What is said in a recording of any length and when, as far as it has been heard: one window more each time, the whole at last."""
+        config = self.model.config
+        path: list[int] = []
+        slot_s = 1 / (config.encoder_rate_hz * config.audio_encoder.ctc_slots)
+        for logits, last in self._ctc_logits(self.waveform(audio)):
+            path += logits.argmax(-1).tolist()
+            yield Transcript(tuple(path), slot_s, last)
+
     @torch.inference_mode()
-    def _ctc_logits(self, wave: np.ndarray) -> Iterator[Tensor]:
-        """(slots, characters) on the CPU, piece by piece, from windows that overlap; every frame is decided by the window in whose middle
-        it lies."""
+    def _ctc_logits(self, wave: np.ndarray) -> Iterator[tuple[Tensor, bool]]:
+        """(slots, characters) on the CPU, piece by piece, and whether it is the last, from windows that overlap; every frame is decided by the
+        window in whose middle it lies."""
         encoder, config = self.model.audio_encoder, self.model.config
         frame = config.audio_encoder.downsample * config.audio.hop_samples  # samples of an encoder frame
         window = int(WINDOW_S * config.encoder_rate_hz)  # frames
@@ -275,7 +285,7 @@ class Omni:
             mel = self.log_mel(wave[start * frame : (start + window) * frame])
             states, _ = encoder(mel[None].to(self.device))
             logits = encoder.ctc_logits(states)[0].cpu().unflatten(0, (-1, config.audio_encoder.ctc_slots))  # (frames, slots, characters)
-            yield logits[margin if start else 0 : None if last else window - margin].flatten(0, 1)
+            yield logits[margin if start else 0 : None if last else window - margin].flatten(0, 1), last
             start += window - 2 * margin
 
     # --- speaking

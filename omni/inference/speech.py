@@ -1,14 +1,14 @@
 """The Talker at work: text to codes to sound, many texts at once, one cached step a frame.
 
 A text is said clause by clause, each with the one before it as context: its text is read along, and its frames are in the cache. So sound
-begins before the text is done, and a stream says the same as the whole.
+begins before the text is done, or even known, and a stream says the same as the whole.
 
 B texts  C characters  F frames of 80 ms  K codebooks"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -70,17 +70,95 @@ def clauses(text: str, longest: int = LONGEST_CLAUSE) -> list[str]:
     return out
 
 
-@dataclass
-class _Line:
-    """A text on its way: the clauses still to say, and of the last one said its text, codes (F,K) and conditions (F,d); all codes so far."""
+class Line:
+    """A text on its way to sound. It may come in pieces (`add`) until it is `complete`; what is said is the same as of the whole text."""
 
-    clauses: list[str]
-    voice: int
-    generator: torch.Generator
-    said: str = ""
-    codes: list[list[int]] = field(default_factory=list)
-    conditions: Tensor | None = None
-    all_codes: list[list[int]] = field(default_factory=list)
+    def __init__(self, speaker: Speaker, voice: str | None, sampling: Sampling) -> None:
+        self.speaker, self.sampling = speaker, sampling
+        self.voice = speaker.voice_id(voice)
+        self.generator = torch.Generator().manual_seed(sampling.seed)
+        self.text, self.complete = "", False
+        self.n_begun = 0  # parts
+        # of the clause before and of the one being said: its text, codes (F,K) and conditions (F,d)
+        self.said = ""
+        self.codes: list[list[int]] = []
+        self.conditions: Tensor | None = None
+        self.all_codes: list[list[int]] = []
+        vocoder = speaker.model.vocoder
+        self._vocoder = vocoder.stream() if isinstance(vocoder, NeuralVocoder) else None
+        self._n_sounded = 0  # frames whose sound `news` has given
+        self._chunks = list(CHUNKS)
+        self._parts: list[str] = []  # what is known of the clauses, of which some may be too long for the Thinker to read at once
+        self._n_known = 0  # clauses
+
+    def add(self, text: str, *, last: bool = False) -> None:
+        """More of the text. Raises DataError if it is complete and has nothing to say."""
+        self.text += text
+        self.complete = last
+        # an unfinished text may end in half a word, and what comes may join its last clause
+        known = clauses(self.text) if last else clauses(self.text.rpartition(" ")[0])[:-1]
+        for clause in known[self._n_known :]:
+            self._parts += self.speaker.fitting(clause)
+        self._n_known = len(known)
+        if last and not known:
+            raise DataError("there is nothing to say: the text is empty")
+
+    @property
+    def next_clause(self) -> str | None:
+        """What is to be said next, if it is known."""
+        return self._parts[self.n_begun] if self.n_begun < len(self._parts) else None
+
+    @property
+    def ends_with_next(self) -> bool:
+        """Whether the next clause is the last."""
+        return self.complete and self.n_begun == len(self._parts) - 1
+
+    @property
+    def in_clause(self) -> bool:
+        """Whether a clause is being said."""
+        return self.conditions is not None and len(self.codes) < len(self.conditions)
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it has been said."""
+        return self.complete and self.next_clause is None and not self.in_clause
+
+    @torch.inference_mode()
+    def news(self) -> Speech | None:
+        """The sound that is new, as soon as it makes up a piece: two frames, then more. Pieces hold the codes whose sound they are, as far as the
+        vocoder's delay lets them: the last one makes up for it. Griffin-Lim needs the whole text and gives one piece."""
+        if self.done:
+            if self._n_sounded == len(self.all_codes):
+                return None
+            if self._vocoder is None:
+                self._n_sounded = len(self.all_codes)
+                return self.whole()
+            return self._piece(self._vocoder, len(self.all_codes))
+        end = len(self.all_codes) - self.speaker.model.config.codec.look_ahead
+        if self._vocoder is None or end - self._n_sounded < self._chunks[0]:
+            return None
+        self._chunks = self._chunks[1:] or [LAST_CHUNK]
+        return self._piece(self._vocoder, end)
+
+    @torch.inference_mode()
+    def whole(self) -> Speech:
+        """All that has been said, at once."""
+        model = self.speaker.model
+        codes = torch.tensor(self.all_codes, device=model.talker.begin.device)
+        return self._speech(model.vocoder(model.codec.decode(codes[None]).clamp(max=LOUDEST)), codes)
+
+    def _piece(self, vocoder: VocoderStream, end: int) -> Speech:
+        codec = self.speaker.model.codec
+        codes = torch.tensor(self.all_codes, device=self.speaker.model.talker.begin.device)
+        sound = vocoder.push(codec.decode_span(codes[None], self._n_sounded, end).clamp(max=LOUDEST))
+        if self.done:
+            sound = torch.cat((sound, vocoder.finish()), dim=-1)
+        start, self._n_sounded = self._n_sounded, end
+        return self._speech(sound, codes[start:end])
+
+    def _speech(self, waveform: Tensor, codes: Tensor) -> Speech:
+        """waveform (1,n), codes (F,K)."""
+        return Speech(waveform[0].float().cpu().numpy(), self.speaker.model.config.audio.sample_rate_hz, codes.cpu())
 
 
 class Speaker:
@@ -98,74 +176,126 @@ class Speaker:
             raise ConfigError(f"no voice {name!r}; this model has: {', '.join(voices)}")
         return voices.index(name)
 
-    @torch.inference_mode()
+    def line(self, voice: str | None, sampling: Sampling, text: str | None = None) -> Line:
+        """A text to say; without `text` it is still to come. Raises ConfigError for an unknown voice, DataError if there is nothing to say."""
+        line = Line(self, voice, sampling)
+        if text is not None:
+            line.add(text, last=True)
+        return line
+
+    def batch(self) -> SpeechBatch:
+        """An empty one."""
+        return SpeechBatch(self)
+
     def say(self, texts: Sequence[str], voice: str | Sequence[str | None] | None, sampling: Sampling) -> list[Speech]:
         """Every text as speech, decoded together; `voice` for all or one for each. Raises DataError for a text with nothing to say, ConfigError
         for an unknown voice."""
         voices = [voice] * len(texts) if voice is None or isinstance(voice, str) else voice
-        lines = [self._line(text, name, sampling) for text, name in zip(texts, voices, strict=True)]
+        lines = [self.line(name, sampling, text) for text, name in zip(texts, voices, strict=True)]
         for start in range(0, len(lines), BATCH):
-            for _ in self._decode(lines[start : start + BATCH], sampling):
-                pass
-        return [self._whole(line) for line in lines]
+            batch = self.batch()
+            for line in lines[start : start + BATCH]:
+                batch.join(line)
+            while batch.lines:
+                batch.step()
+        return [line.whole() for line in lines]
 
     def stream(self, text: str, voice: str | None, sampling: Sampling) -> Iterator[Speech]:
-        """The same as `say` in pieces, each as soon as it is known: two frames, then more. Griffin-Lim needs the whole text and gives one piece.
-        Raises before the first sound if text or voice is no use."""
-        line = self._line(text, voice, sampling)
-        vocoder = self.model.vocoder
-        return self._stream(line, vocoder.stream(), sampling) if isinstance(vocoder, NeuralVocoder) else self._at_once(line, sampling)
+        """The same as `say` in pieces, each as soon as it is known. Raises before the first sound if text or voice is no use."""
+        return self._stream(self.line(voice, sampling, text))
 
-    def _line(self, text: str, voice: str | None, sampling: Sampling) -> _Line:
+    def _stream(self, line: Line) -> Iterator[Speech]:
+        batch = self.batch()
+        batch.join(line)
+        while batch.lines:
+            batch.step()
+            if (piece := line.news()) is not None:
+                yield piece
+
+    def fitting(self, clause: str) -> list[str]:
+        """A clause in as many parts as the Thinker needs to read it. Raises DataError if there is nothing in it to say."""
         longest = LONGEST_CLAUSE
-        parts = clauses(text, longest)
-        while not all(self._fits(render_reply(part, self.tokenizer)) for part in parts):
+        parts = [clause]
+        while not all(self.fits(render_reply(part, self.tokenizer)) for part in parts):
             longest //= 2  # a sign may take several tokens
-            parts = clauses(text, longest)
-        if not parts:
-            raise DataError("there is nothing to say: the text is empty")
-        return _Line(parts, self.voice_id(voice), torch.Generator().manual_seed(sampling.seed))
+            parts = clauses(clause, longest)
+        return parts
 
-    def _fits(self, reply: Reply) -> bool:
+    def fits(self, reply: Reply) -> bool:
+        """Whether the Thinker can read it."""
         return len(reply.input_ids) <= self.model.config.thinker.context_length
 
-    # --- codes
 
-    def _decode(self, lines: list[_Line], sampling: Sampling) -> Iterator[None]:
-        """Say the clauses of every line, the first ones together, then the second ones …; stops after every frame."""
-        while lines := [line for line in lines if line.clauses]:
-            yield from self._decode_clauses(lines, sampling)
+class SpeechBatch:
+    """Texts that are said together: at every step each that has something to say gets one frame. New ones may join between two steps; one that
+    is done has left. A text whose next clause is not known yet waits."""
 
-    def _decode_clauses(self, lines: list[_Line], sampling: Sampling) -> Iterator[None]:
+    def __init__(self, speaker: Speaker) -> None:
+        self.speaker, self.model, self.tokenizer = speaker, speaker.model, speaker.tokenizer
+        self.lines: list[Line] = []
+        self._speaking: list[Line] = []  # those within a clause
+        self._cache = self.model.talker.make_cache(0)  # its rows are those of `_speaking`
+
+    @property
+    def can_step(self) -> bool:
+        """Whether any text has something to say."""
+        return any(line.in_clause or line.next_clause is not None for line in self.lines)
+
+    def join(self, line: Line) -> None:
+        """One more text."""
+        self.lines.append(line)
+
+    @torch.inference_mode()
+    def leave(self, line: Line) -> None:
+        """Take a text out, wherever it is."""
+        self.lines.remove(line)
+        if line in self._speaking:
+            self._end_clause(line)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One more frame for every text that has something to say."""
+        assert self.can_step
+        if begin := [line for line in self.lines if not line.in_clause and line.next_clause is not None]:
+            self._begin(begin)
         talker = self.model.talker
+        told = [line.all_codes[-1:] for line in self._speaking]
+        history = torch.stack([talker.embed_codes(torch.tensor(c[0], device=talker.begin.device)) if c else talker.begin for c in told])
+        conditions = torch.stack([line.conditions[len(line.codes)] for line in self._speaking if line.conditions is not None])
+        state = talker.step(history, conditions, self._cache)
+        for line, codes in zip(self._speaking, self._choose(state, self._speaking), strict=True):
+            line.codes.append(codes)
+            line.all_codes.append(codes)
+        for line in [line for line in self._speaking if not line.in_clause]:
+            self._end_clause(line)
+        self.lines = [line for line in self.lines if not line.done]
+
+    def _end_clause(self, line: Line) -> None:
+        row = self._speaking.index(line)
+        self._cache.leave(row)
+        self._speaking[row] = self._speaking[-1]
+        self._speaking.pop()
+
+    def _begin(self, lines: list[Line]) -> None:
+        """Start the next clause of each."""
         conditions = self._conditions(lines)
         cache = self._context(lines, max(map(len, conditions)))
-        for line, said in zip(lines, conditions, strict=True):
-            line.said, line.codes, line.conditions = line.clauses.pop(0), [], said
-        rows = list(range(len(lines)))
-        for frame in range(max(map(len, conditions))):
-            going = [i for i, row in enumerate(rows) if frame < len(conditions[row])]
-            if len(going) < len(rows):
-                rows = [rows[i] for i in going]
-                cache.select(going)
-            told = [lines[row].all_codes[-1:] for row in rows]
-            history = torch.stack([talker.embed_codes(torch.tensor(c[0], device=talker.begin.device)) if c else talker.begin for c in told])
-            state = talker.step(history, torch.stack([conditions[row][frame] for row in rows]), cache)
-            for row, codes in zip(rows, self._choose(state, [lines[row].generator for row in rows], sampling), strict=True):
-                lines[row].codes.append(codes)
-                lines[row].all_codes.append(codes)
-            yield
+        for line, to_say in zip(lines, conditions, strict=True):
+            line.said, line.codes, line.conditions = line.next_clause or "", [], to_say
+            line.n_begun += 1
+        self._cache.join(cache)
+        self._speaking += lines
 
-    def _conditions(self, lines: list[_Line]) -> list[Tensor]:
+    def _conditions(self, lines: list[Line]) -> list[Tensor]:
         """What the frames of every line's next clause are to say, (F,d). The clause before is read along where it fits, and is left as it is."""
         model, device = self.model, self.model.talker.begin.device
         replies, n_before = [], []
         for line in lines:
             before = render_reply(line.said, self.tokenizer) if line.said else None
-            reply = render_reply(f"{line.said} {line.clauses[0]}", self.tokenizer) if line.said else None
-            if before is None or reply is None or not self._fits(reply):
+            reply = render_reply(f"{line.said} {line.next_clause}", self.tokenizer) if line.said else None
+            if before is None or reply is None or not self.speaker.fits(reply):
                 line.said, line.codes, line.conditions = "", [], None
-                replies.append(render_reply(line.clauses[0], self.tokenizer))
+                replies.append(render_reply(line.next_clause or "", self.tokenizer))
                 n_before.append(0)
             else:
                 replies.append(reply)
@@ -183,13 +313,13 @@ class Speaker:
         conditioning = model.condition(ids, lengths, chars, tokens, char_lengths, voices)
         found = []
         for line, characters, lasts, n in zip(lines, conditioning.embeddings, model.talker.durations(conditioning), n_before, strict=True):
-            end = len(lasts) if len(line.clauses) == 1 else len(lasts) - 1  # what parts two clauses is the first character of the second
+            end = len(lasts) if line.ends_with_next else len(lasts) - 1  # what parts two clauses is the first character of the second
             slots = lasts[n:end]
             n_frames = max(1, min(-(-int(slots.sum()) // SLOTS), model.config.talker.context_length // 2))
             found.append(model.talker.frame_conditioning(characters[n:end], slots, n_frames))
         return found
 
-    def _context(self, lines: list[_Line], n_frames: int) -> KVCache:
+    def _context(self, lines: list[Line], n_frames: int) -> KVCache:
         """A cache with the frames of every line's last clause, and room for more."""
         talker = self.model.talker
         lengths = [len(line.codes) for line in lines]
@@ -202,45 +332,12 @@ class Speaker:
             talker.read(pad_sequence(codes, batch_first=True), conditions, cache, lengths)
         return cache
 
-    def _choose(self, state: Tensor, generators: list[torch.Generator], sampling: Sampling) -> list[list[int]]:
+    def _choose(self, state: Tensor, lines: list[Line]) -> list[list[int]]:
         """The K codes of a frame for every state (B,d)."""
         talker = self.model.talker
-        chosen: list[list[int]] = [[] for _ in generators]
+        chosen: list[list[int]] = [[] for _ in lines]
         for k in range(self.model.config.codec.n_codebooks):
             logits = talker.rest_logits(state, torch.tensor(chosen, device=state.device)) if k else talker.first_logits(state)
-            for codes, row, generator in zip(chosen, logits, generators, strict=True):
-                codes.append(sample(row, sampling, (), generator))
+            for codes, row, line in zip(chosen, logits, lines, strict=True):
+                codes.append(sample(row, line.sampling, (), line.generator))
         return chosen
-
-    # --- sound
-
-    def _whole(self, line: _Line) -> Speech:
-        codes = torch.tensor(line.all_codes, device=self.model.talker.begin.device)
-        return self._speech(self.model.vocoder(self.model.codec.decode(codes[None]).clamp(max=LOUDEST)), codes)
-
-    def _speech(self, waveform: Tensor, codes: Tensor) -> Speech:
-        """waveform (1,n), codes (F,K)."""
-        return Speech(waveform[0].float().cpu().numpy(), self.model.config.audio.sample_rate_hz, codes.cpu())
-
-    @torch.inference_mode()
-    def _at_once(self, line: _Line, sampling: Sampling) -> Iterator[Speech]:
-        for _ in self._decode([line], sampling):
-            pass
-        yield self._whole(line)
-
-    @torch.inference_mode()
-    def _stream(self, line: _Line, vocoder: VocoderStream, sampling: Sampling) -> Iterator[Speech]:
-        """Pieces hold the codes whose sound they are, as far as the vocoder's delay lets them: the last one makes up for it."""
-        device, ahead, done, chunks = self.model.talker.begin.device, self.model.config.codec.look_ahead, 0, list(CHUNKS)
-
-        def piece(end: int) -> Tensor:
-            return vocoder.push(self.model.codec.decode_span(codes[None], done, end).clamp(max=LOUDEST))
-
-        for _ in self._decode([line], sampling):
-            end = len(line.all_codes) - ahead
-            if end - done >= chunks[0]:
-                codes = torch.tensor(line.all_codes, device=device)
-                yield self._speech(piece(end), codes[done:end])
-                done, chunks = end, chunks[1:] or [LAST_CHUNK]
-        codes = torch.tensor(line.all_codes, device=device)
-        yield self._speech(torch.cat((piece(len(codes)), vocoder.finish()), dim=-1), codes[done:])

@@ -72,6 +72,45 @@ def test_streamed_is_whole(omni):
     np.testing.assert_allclose(np.concatenate([p.waveform for p in parts]), whole.waveform, atol=1e-3)  # an untrained codec is loud
 
 
+@pytest.mark.parametrize("size", [1, 7, 30])
+@pytest.mark.parametrize("text", [LONG, "The 3.5 circles. Yes, no: hello! There", "No", "One, two. " * 12])
+def test_a_text_that_comes_in_pieces_is_the_whole_text(omni, text, size):
+    """And its sound begins before it is complete."""
+    line, batch = omni.speaker.line("bob", FREE), omni.speaker.batch()
+    batch.join(line)
+    pieces = []
+    early = False
+    for start in range(0, len(text), size):
+        line.add(text[start : start + size], last=start + size >= len(text))
+        for _ in range(3):
+            if batch.can_step:
+                batch.step()
+                early |= not line.complete
+                pieces.append(line.news())
+    while batch.lines:
+        batch.step()
+        pieces.append(line.news())
+    spoken = [piece for piece in pieces if piece is not None]
+    whole = omni.say(text, "bob", sampling=FREE)
+    assert torch.equal(torch.cat([piece.codes for piece in spoken]), whole.codes)
+    np.testing.assert_allclose(np.concatenate([piece.waveform for piece in spoken]), whole.waveform, atol=1e-3)
+    assert early or text != LONG or size == 30
+
+
+def test_texts_that_join_and_leave_change_nothing_for_the_others(omni):
+    batch = omni.speaker.batch()
+    lines = [omni.speaker.line(None, FREE, text) for text in (LONG, TEXTS[1], TEXTS[2])]
+    for line in lines:
+        batch.join(line)
+        for _ in range(5):
+            batch.step()
+    batch.leave(lines[1])
+    while batch.lines:
+        batch.step()
+    for line, text in ((lines[0], LONG), (lines[2], TEXTS[2])):
+        assert same(line.whole(), omni.say(text, sampling=FREE))
+
+
 def test_text_voice_and_seed_matter_and_the_same_seed_repeats(omni):
     base = omni.say(TEXTS[1], "ada", sampling=FREE).codes
     assert torch.equal(base, omni.say(TEXTS[1], sampling=FREE).codes)  # the first voice is the default

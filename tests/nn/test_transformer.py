@@ -147,7 +147,7 @@ def test_a_bidirectional_stack_looks_both_ways_but_not_at_padding():
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"n_experts": 4}, {"n_kv_heads": 1}, {"rope_theta": None}])
 def test_cached_is_the_full_pass_for_rows_of_different_lengths(changes):
-    """Prompts of different lengths, then single steps; a row that leaves changes nothing for the others."""
+    """Prompts of different lengths, then single steps; a row that leaves or joins changes nothing for the others."""
     model = transformer(**changes)
     lengths, steps = [7, 3, 5], 4
     x = torch.randn(3, 7 + steps, 32)
@@ -159,13 +159,19 @@ def test_cached_is_the_full_pass_for_rows_of_different_lengths(changes):
     rows = [0, 1, 2]
     for step in range(steps):
         if step == 2:
-            rows = [2, 0]
-            cache.select([2, 0])
+            rows = [2, 1]
+            cache.leave(0)
+        if step == 3:
+            late = model.make_cache(1, 20)
+            model(x[:1, : lengths[0] + step], cache=late)
+            cache.join(late)
+            rows = [2, 1, 0]
         new = torch.stack([x[b, lengths[b] + step] for b in rows])[:, None]
         out = model(new, cache=cache)
         for i, b in enumerate(rows):
             torch.testing.assert_close(out[i, 0], whole[b][0, lengths[b] + step], atol=1e-5, rtol=1e-4)
-    assert cache.lengths == [5 + steps, 7 + steps]
+    assert cache.lengths == [5 + steps, 3 + steps, 7 + steps]
+    assert cache.max_length == 20
 
 
 def test_a_prompt_in_chunks_is_the_prompt_at_once():

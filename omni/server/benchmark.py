@@ -1,0 +1,279 @@
+"""A server under load: many clients that stream at once, beside one alone and beside no server at all.
+
+The server is a process of its own on this machine; the clients are coroutines of this one that read sockets and little else. Every reply is compared with
+the one that the same question gets alone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from omni.errors import ConfigError
+from omni.evaluation.speed import LONGER, QUESTIONS, TEN_WORDS, measure_generation
+from omni.inference.omni import Omni
+from omni.inference.sampling import Sampling
+from omni.server.media import PCM_RATE_HZ
+from omni.server.settings import MEGABYTE
+
+START_S = 300.0
+REPLY_TOKENS = 64
+SAID = (TEN_WORDS, *LONGER.split(". "))
+
+
+@dataclass
+class Load:
+    """What so many clients saw, together, for so long: replies asked for and got whole; of those how many were as they are alone, and of the others the
+    largest gap between the top two logits where they part. First text or sound in milliseconds, median and 95th percentile. `tokens_per_s` of text,
+    `audio_s_per_s` of sound. Memory of the server in megabytes, after a tenth of the time and at the end."""
+
+    clients: int
+    seconds: float = 0.0
+    asked: int = 0
+    whole: int = 0
+    as_alone: int = 0
+    largest_gap: float = 0.0
+    tokens_per_s: float = 0.0
+    audio_s_per_s: float = 0.0
+    first_ms: float = 0.0
+    first_ms_p95: float = 0.0
+    memory_mb: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ServingSpeed:
+    """In-process generation, one client, many clients; in-process speech, one client of spoken texts and several, if the model speaks."""
+
+    generate_tokens_per_s: float
+    generate_first_text_ms: float
+    alone: Load
+    many: Load
+    say_first_audio_ms: float | None
+    spoken_alone: Load | None
+    spoken: Load | None
+    share_of_generate: float
+    times_one_client: float
+
+
+@dataclass
+class _Reply:
+    text: str = ""
+    tokens: int = 0
+    sound_bytes: int = 0
+    first_s: float | None = None
+    whole: bool = False
+
+
+class _Server:
+    """The process."""
+
+    def __init__(self, checkpoint: Path, threads: int | None, clients: int) -> None:
+        self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 - as long as the process
+        command = [
+            sys.executable,
+            "-m",
+            "omni.cli",
+            "serve",
+            "--ckpt",
+            str(checkpoint),
+            "--port",
+            "0",
+            "--max-batch",
+            str(max(64, clients)),
+            "--device",
+            "cpu",
+        ]
+        command += ["--threads", str(threads)] if threads else []
+        self.process = subprocess.Popen(command, stderr=self._log)
+        until = time.monotonic() + START_S
+        while "on http://" not in (text := Path(self._log.name).read_text()):
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                raise ConfigError(f"the server did not start: {text.strip().splitlines()[-1] if text.strip() else 'no word from it'}")
+            time.sleep(0.1)
+        self.port = int(text.split("on http://")[1].split()[0].rpartition(":")[2])
+
+    def memory_mb(self) -> float:
+        """Resident."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return round(pages * 4096 / MEGABYTE, 1)
+
+    def stop(self) -> None:
+        """As a service manager does."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+
+async def _ask(port: int, path: str, body: dict[str, Any], take: Callable[[dict[str, Any], _Reply], None]) -> _Reply:
+    """One request, streamed; `take` reads an event into the reply."""
+    reply = _Reply()
+    start = time.perf_counter()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=MEGABYTE)
+    data = json.dumps(body).encode()
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+    )
+    try:
+        while line := await reader.readline():
+            if not line.startswith(b"data: "):
+                reply.whole |= line == b"0\r\n"  # the last chunk
+                if reply.whole:
+                    break
+                continue
+            if line.startswith(b"data: {"):
+                take(json.loads(line[6:]), reply)
+                if reply.first_s is None and (reply.text or reply.sound_bytes):
+                    reply.first_s = time.perf_counter() - start
+        return reply
+    finally:
+        writer.close()
+
+
+def _take_chat(event: dict[str, Any], reply: _Reply) -> None:
+    for choice in event.get("choices", ()):
+        reply.text += choice["delta"].get("content") or ""
+    if "usage" in event:
+        reply.tokens = event["usage"]["completion_tokens"]
+
+
+def _take_speech(event: dict[str, Any], reply: _Reply) -> None:
+    reply.sound_bytes += len(base64.b64decode(event.get("audio", "")))
+
+
+def ask_chat(port: int, n: int) -> Coroutine[Any, Any, _Reply]:
+    """The nth question."""
+    messages = [{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}]
+    body = {"model": "muomni", "messages": messages, "max_tokens": REPLY_TOKENS, "stream": True, "stream_options": {"include_usage": True}}
+    return _ask(port, "/v1/chat/completions", body, _take_chat)
+
+
+def ask_speech(port: int, n: int) -> Coroutine[Any, Any, _Reply]:
+    """The nth text, spoken."""
+    body = {"model": "muomni", "input": SAID[n % len(SAID)], "response_format": "pcm", "stream_format": "sse"}
+    return _ask(port, "/v1/audio/speech", body, _take_speech)
+
+
+async def _load(
+    server: _Server, clients: int, seconds: float, ask: Callable[[int, int], Coroutine[Any, Any, _Reply]]
+) -> tuple[Load, dict[int, list[_Reply]]]:
+    """So many clients that ask one thing after another until the time is over."""
+    numbers, replies, asked = itertools.count(), dict[int, list[_Reply]](), 0
+    start = time.perf_counter()
+    memory: list[float] = []
+
+    async def client() -> None:
+        nonlocal asked
+        while time.perf_counter() - start < seconds:
+            n = next(numbers)
+            asked += 1
+            with contextlib.suppress(OSError, ValueError):  # then it is lost: it was asked and is not there
+                replies.setdefault(n, []).append(await ask(server.port, n))
+
+    async def watch() -> None:
+        await asyncio.sleep(seconds / 10)
+        memory.append(server.memory_mb())
+
+    await asyncio.gather(watch(), *(client() for _ in range(clients)))
+    passed = time.perf_counter() - start
+    memory.append(server.memory_mb())
+    whole = [reply for some in replies.values() for reply in some if reply.whole]
+    firsts = sorted(1000 * reply.first_s for reply in whole if reply.first_s is not None) or [0.0]
+    load = Load(
+        clients=clients,
+        seconds=round(passed, 1),
+        asked=asked,
+        whole=len(whole),
+        tokens_per_s=round(sum(r.tokens for r in whole) / passed, 1),
+        audio_s_per_s=round(sum(r.sound_bytes for r in whole) / (2 * PCM_RATE_HZ) / passed, 2),
+        first_ms=round(statistics.median(firsts), 1),
+        first_ms_p95=round(firsts[int(0.95 * (len(firsts) - 1))], 1),
+        memory_mb=memory,
+    )
+    return load, replies
+
+
+def _first_sound_ms(omni: Omni, rounds: int = 3) -> float:
+    """Of SAID, in this process, median."""
+    firsts = []
+    for text in SAID * rounds:
+        start = time.perf_counter()
+        next(omni.say_stream(text))
+        firsts.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(firsts), 1)
+
+
+@torch.inference_mode()
+def _gap(omni: Omni, question: str, text: str) -> float:
+    """Between the top two logits, at the token where `text` parts from the reply to `question` in this process."""
+    prompt = omni.prompt([{"role": "user", "content": question}], reserve=REPLY_TOKENS)
+    ids = omni.engine.generate([prompt], Sampling(max_new_tokens=REPLY_TOKENS))[0].ids
+    same = next((n for n in range(len(ids)) if not text.startswith(omni.tokenizer.decode(ids[: n + 1]))), len(ids))
+    logits = omni.model.thinker(torch.tensor([prompt.rendered.input_ids + ids[:same]], device=omni.device))[0, -1]
+    top = logits.float().topk(2).values
+    return float(top[0] - top[1])
+
+
+def measure_serving(
+    omni: Omni, *, clients: int = 64, spoken_clients: int = 8, seconds: float = 60.0, threads: int | None = None
+) -> ServingSpeed:
+    """One client for a third of the time, then `clients` for all of it, then, if the model speaks, one client of spoken texts for a sixth and
+    `spoken_clients` for half. All on the CPU. Raises ConfigError if the server does not start."""
+    assert omni.folder is not None, "a model from a folder, which the server loads too"
+    if threads is not None:
+        torch.set_num_threads(threads)
+    generate = measure_generation(omni, min(10.0, seconds / 3), REPLY_TOKENS)
+    wanted = {
+        q: omni.engine.generate(
+            [omni.prompt([{"role": "user", "content": q}], reserve=REPLY_TOKENS)], Sampling(max_new_tokens=REPLY_TOKENS)
+        )[0].text
+        for q in QUESTIONS
+    }
+    server = _Server(omni.folder, threads, clients)
+    say_first_audio_ms = spoken_alone = spoken = None
+    try:
+        alone, replies = asyncio.run(_load(server, 1, seconds / 3, ask_chat))
+        _compare(omni, wanted, alone, replies)
+        many, replies = asyncio.run(_load(server, clients, seconds, ask_chat))
+        _compare(omni, wanted, many, replies)
+        if {"talker", "codec"} <= set(omni.model.components):
+            say_first_audio_ms = _first_sound_ms(omni)
+            spoken_alone, _ = asyncio.run(_load(server, 1, seconds / 6, ask_speech))
+            spoken, _ = asyncio.run(_load(server, spoken_clients, seconds / 2, ask_speech))
+    finally:
+        server.stop()
+    return ServingSpeed(
+        generate_tokens_per_s=generate.tokens_per_s,
+        generate_first_text_ms=generate.first_text_ms,
+        alone=alone,
+        many=many,
+        say_first_audio_ms=say_first_audio_ms,
+        spoken_alone=spoken_alone,
+        spoken=spoken,
+        share_of_generate=round(alone.tokens_per_s / generate.tokens_per_s, 3),
+        times_one_client=round(many.tokens_per_s / max(alone.tokens_per_s, 1e-9), 2),
+    )
+
+
+def _compare(omni: Omni, wanted: dict[str, str], load: Load, replies: dict[int, list[_Reply]]) -> None:
+    """Count the replies that are as they should be."""
+    for n, some in replies.items():
+        question = QUESTIONS[n % len(QUESTIONS)]
+        for reply in some:
+            if reply.whole and reply.text == wanted[question]:
+                load.as_alone += 1
+            elif reply.whole:
+                load.largest_gap = max(load.largest_gap, round(_gap(omni, question, reply.text), 6))

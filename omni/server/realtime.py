@@ -1,0 +1,563 @@
+"""/v1/realtime: a conversation over a WebSocket, in OpenAI's events. Sound comes in, turns are found by voice activity, the answer goes out in text and
+sound while it is made, and stops when the user begins to speak. 16-bit PCM at 24 kHz both ways.
+
+One task reads the client's events and runs the turns; one at a time sends a response."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import soxr
+from fastapi import APIRouter, WebSocket
+from pydantic import Field, ValidationError
+from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected, WebSocketState
+
+from omni.chat import Message
+from omni.errors import OmniError
+from omni.inference.sampling import Sampling
+from omni.server.chat import REPLY_TOKENS, usage_of
+from omni.server.errors import ApiError, compact, error_body, invalid
+from omni.server.media import PCM_RATE_HZ, SoundWriter, from_base64, picture, to_base64
+from omni.server.schemas import Request
+from omni.server.service import Service
+from omni.server.settings import MEGABYTE
+from omni.server.voice_activity import VoiceActivity, VoiceEvent
+from omni.server.worker import Job
+
+MAX_ITEMS, MAX_ITEM_BYTES = 200, 32 * MEGABYTE  # of a conversation; the oldest are forgotten, as the context does anyway
+MAX_APPEND_CHARACTERS = 4 << 20
+SUBPROTOCOL = "realtime"
+GONE = (WebSocketDisconnect, WebSocketDisconnected, TimeoutError)  # the client has, or it does not take what it is sent
+BEGUN_TOO_SOON_MS = 100  # shorter commits hold no word
+
+
+class Format(Request):
+    """The one there is."""
+
+    type: Literal["audio/pcm"] = "audio/pcm"
+    rate: Literal[24000] = 24000
+
+
+class TurnDetection(Request):
+    """When a turn begins and ends."""
+
+    type: Literal["server_vad"] = "server_vad"
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    prefix_padding_ms: Annotated[int, Field(ge=0, le=2000)] = 300
+    silence_duration_ms: Annotated[int, Field(ge=60, le=5000)] = 500
+    create_response: bool = True
+    interrupt_response: bool = True
+
+
+class Transcription(Request):
+    """Also write down what the user says; `model` is ours, whatever it is called."""
+
+    model: str | None = None
+
+
+class Input(Request):
+    """`turn_detection` null: the client commits its turns itself."""
+
+    format: Format = Format()
+    turn_detection: TurnDetection | None = TurnDetection()
+    transcription: Transcription | None = None
+
+
+class Output(Request):
+    """How answers sound."""
+
+    format: Format = Format()
+    voice: str | None = None
+    speed: Annotated[float, Field(ge=1, le=1)] = 1.0
+
+
+class Audio(Request):
+    """Sound, both ways."""
+
+    input: Input = Input()
+    output: Output = Output()
+
+
+Modality = Literal["text", "audio"]
+Modalities = Annotated[list[Modality], Field(min_length=1, max_length=2)]
+
+
+NoTools = Annotated[list[Any], Field(max_length=0)]
+
+
+class Session(Request):
+    """What `session.update` may change. There are no `tools`."""
+
+    type: Literal["realtime"] = "realtime"
+    model: str | None = None
+    instructions: Annotated[str, Field(max_length=10_000)] = ""
+    output_modalities: Modalities = Field(default_factory=lambda: list[Modality](["audio"]))
+    max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] = "inf"
+    audio: Audio = Audio()
+    tools: NoTools = Field(default_factory=list[Any])
+
+
+class ResponseAudio(Request):
+    """How one response sounds."""
+
+    output: Output = Output()
+
+
+class ResponseOptions(Request):
+    """What `response.create` may change for one response, which is always one to the `conversation`."""
+
+    instructions: Annotated[str, Field(max_length=10_000)] | None = None
+    output_modalities: Modalities | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] | None = None
+    audio: ResponseAudio = ResponseAudio()
+    conversation: Literal["auto"] | None = None
+    input: None = None
+    tools: NoTools | None = None
+
+
+class ItemPart(Request):
+    """A part of an item that the client writes."""
+
+    type: Literal["input_text", "input_audio", "input_image", "output_text", "text"]
+    text: str | None = None
+    audio: str | None = None
+    image_url: str | None = None
+
+
+class Item(Request):
+    """A message that the client writes."""
+
+    type: Literal["message"]
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[list[ItemPart], Field(max_length=16)]
+
+
+def new_id(kind: str) -> str:
+    """A name that nobody else has."""
+    return f"{kind}_{uuid.uuid4().hex[:24]}"
+
+
+def size_bytes(message: Message) -> int:
+    """What a message holds of texts, pictures and sounds."""
+    content = message["content"]
+    if isinstance(content, str):
+        return len(content)
+    return sum(len(part["text"]) if part["type"] == "text" else int(part[part["type"]].nbytes) for part in content)
+
+
+def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """`old` with what `new` says, section by section."""
+    both = {
+        key: updated(old[key], new[key]) for key in old.keys() & new.keys() if isinstance(old[key], dict) and isinstance(new[key], dict)
+    }
+    return old | new | both
+
+
+def _event(text: str | None) -> dict[str, Any]:
+    """What the client sent. Raises ApiError unless it is an event."""
+    try:
+        event = json.loads(text or "")
+    except (ValueError, RecursionError):
+        raise ApiError(400, "an event is JSON text") from None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise ApiError(400, "an event is a JSON object with a type")
+    return event
+
+
+class Conversation:
+    """One socket."""
+
+    def __init__(self, socket: WebSocket, service: Service) -> None:
+        self.socket, self.service = socket, service
+        self.session = Session(model=service.settings.name)
+        if not service.can_speak:
+            self.session = self.session.model_copy(update={"output_modalities": ["text"]})
+        self.items: dict[str, Message] = {}
+        self.response: asyncio.Task[None] | None = None
+        self.job: Job | None = None
+        self.cancel_reason: str | None = None
+        self._sending = asyncio.Lock()
+        self._step_samples = service.sample_rate_hz // 10  # a turn begins and ends within a moment, however much comes at once
+        self._transcribing: set[asyncio.Task[None]] = set()
+        self._clear()
+        self._listen()
+
+    # --- out
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        """One event to the client, within the time a piece may take."""
+        async with self._sending, asyncio.timeout(self.service.settings.write_time_s):
+            await self.socket.send_text(compact({"type": kind, "event_id": new_id("event"), **fields}))
+
+    async def send_error(self, error: OmniError, event_id: Any = None) -> None:
+        """What the client did wrong; the conversation goes on."""
+        body = error_body(error)["error"]
+        await self.send("error", error={**body, "event_id": event_id if isinstance(event_id, str) else None})
+
+    def described(self) -> dict[str, Any]:
+        """The session as the client sees it."""
+        return {"id": self.session_id, "object": "realtime.session", **self.session.model_dump()}
+
+    # --- the client's events
+
+    async def run(self) -> None:
+        """Until the client goes away."""
+        self.session_id = new_id("sess")
+        await self.send("session.created", session=self.described())
+        try:
+            while (message := await self.socket.receive())["type"] != "websocket.disconnect":
+                event_id = None
+                try:
+                    event = _event(message.get("text"))
+                    event_id = event.get("event_id")
+                    await self._handle(event["type"], event)
+                except ValidationError as error:
+                    await self.send_error(invalid(error.errors()), event_id)
+                except OmniError as error:
+                    await self.send_error(error, event_id)
+        finally:
+            tasks = [*self._transcribing, *([self.response] if self.response is not None else [])]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _handle(self, kind: str, event: dict[str, Any]) -> None:
+        match kind:
+            case "session.update":
+                await self._update(event)
+            case "input_audio_buffer.append":
+                await self._append(event)
+            case "input_audio_buffer.commit":
+                await self._commit()
+            case "input_audio_buffer.clear":
+                self._clear()
+                await self.send("input_audio_buffer.cleared")
+            case "conversation.item.create":
+                await self._create_item(event)
+            case "conversation.item.delete":
+                self._item(event)
+                del self.items[event["item_id"]]
+                await self.send("conversation.item.deleted", item_id=event["item_id"])
+            case "conversation.item.truncate":
+                self._item(event)  # the words stay: what was heard of them is not known
+                end_ms = event.get("audio_end_ms") if isinstance(event.get("audio_end_ms"), int) else 0
+                await self.send("conversation.item.truncated", item_id=event["item_id"], content_index=0, audio_end_ms=end_ms)
+            case "response.create":
+                options = event.get("response")
+                await self._respond(ResponseOptions.model_validate({} if options is None else options))
+            case "response.cancel":
+                if self.response is None or self.response.done():
+                    raise ApiError(400, "no response is under way", code="response_cancel_not_active")
+                await self._interrupt("client_cancelled")
+            case _:
+                raise ApiError(400, f"no event {kind!r:.80}", "type", "unknown_event")
+
+    def _item(self, event: dict[str, Any]) -> Message:
+        identity = event.get("item_id")
+        if not isinstance(identity, str) or identity not in self.items:
+            raise ApiError(400, "item_id: no such item", "item_id", "item_not_found")
+        return self.items[identity]
+
+    async def _update(self, event: dict[str, Any]) -> None:
+        if not isinstance(event.get("session"), dict):
+            raise ApiError(400, "session: an object is needed", "session")
+        session = Session.model_validate(updated(self.session.model_dump(), event["session"]))
+        if session.model is not None:
+            self.service.check_model(session.model)
+        if "audio" in session.output_modalities:
+            self.service.voice(session.audio.output.voice)
+        turns_changed = session.audio.input.turn_detection != self.session.audio.input.turn_detection
+        self.session = session
+        if turns_changed:
+            self._listen()
+        await self.send("session.updated", session=self.described())
+
+    # --- hearing
+
+    def _clear(self) -> None:
+        """Forget the sound that was not committed."""
+        self._heard: list[np.ndarray] = []  # at the model's rate
+        self._heard_samples = 0
+        self._resample = soxr.ResampleStream(PCM_RATE_HZ, self.service.sample_rate_hz, 1)
+        self._item_id = new_id("item")
+
+    def _listen(self) -> None:
+        """Begin to look for turns as the session says."""
+        turns = self.session.audio.input.turn_detection
+        self._activity = (
+            VoiceActivity(self.service.sample_rate_hz, threshold=turns.threshold, silence_s=turns.silence_duration_ms / 1000)
+            if turns is not None
+            else None
+        )
+        self._clock_samples = 0  # that the detector has seen
+        self._start_s = 0.0
+
+    async def _append(self, event: dict[str, Any]) -> None:
+        audio = event.get("audio")
+        if not isinstance(audio, str) or len(audio) > MAX_APPEND_CHARACTERS:
+            raise ApiError(400, f"audio: base64 text of at most {MAX_APPEND_CHARACTERS} characters is needed", "audio")
+        data = from_base64(audio, "audio")
+        if len(data) % 2:
+            raise ApiError(400, "audio: 16-bit samples are an even number of bytes", "audio")
+        wave = self._resample.resample_chunk(np.frombuffer(data, "<i2").astype(np.float32) / 32768.0)
+        if self._heard_samples + len(wave) > self.service.settings.max_audio_s * self.service.sample_rate_hz:
+            self._clear()
+            raise ApiError(400, f"the buffer exceeds {self.service.settings.max_audio_s:g} s; it was cleared", "audio", "buffer_full")
+        for part in np.split(wave, range(self._step_samples, len(wave), self._step_samples)):
+            await self._hear(part)
+
+    async def _hear(self, wave: np.ndarray) -> None:
+        """A moment of sound."""
+        self._heard.append(wave)
+        self._heard_samples += len(wave)
+        if self._activity is not None:
+            self._clock_samples += len(wave)
+            for voice in self._activity.push(wave):
+                await self._turn(voice)
+            if not self._activity.speaking:
+                self._keep_last(self._padding_samples())
+
+    def _padding_samples(self) -> int:
+        turns = self.session.audio.input.turn_detection
+        assert turns is not None
+        return round((turns.prefix_padding_ms / 1000 + 0.2) * self.service.sample_rate_hz)  # and what the detector needed to be sure
+
+    def _keep_last(self, n: int) -> None:
+        """Silence before a turn is not kept."""
+        if self._heard_samples > 2 * n + self.service.sample_rate_hz:
+            wave = np.concatenate(self._heard)[-n:]
+            self._heard, self._heard_samples = [wave], len(wave)
+
+    async def _turn(self, voice: VoiceEvent) -> None:
+        turns = self.session.audio.input.turn_detection
+        assert turns is not None
+        if voice.kind == "start":
+            self._start_s = max(0.0, voice.at_s - turns.prefix_padding_ms / 1000)
+            if turns.interrupt_response:
+                await self._interrupt("turn_detected")
+            await self.send("input_audio_buffer.speech_started", audio_start_ms=round(1000 * self._start_s), item_id=self._item_id)
+            return
+        await self.send("input_audio_buffer.speech_stopped", audio_end_ms=round(1000 * voice.at_s), item_id=self._item_id)
+        rate_hz = self.service.sample_rate_hz
+        n_turn = self._clock_samples - round(self._start_s * rate_hz)  # from the beginning of the turn until now
+        wave = np.concatenate(self._heard)[-n_turn:] if n_turn > 0 else np.concatenate(self._heard)
+        await self._add_sound(wave)
+        if turns.create_response:
+            await self._respond(ResponseOptions())
+
+    async def _commit(self) -> None:
+        if self._heard_samples < BEGUN_TOO_SOON_MS * self.service.sample_rate_hz // 1000:
+            raise ApiError(400, f"the buffer holds less than {BEGUN_TOO_SOON_MS} ms", code="input_audio_buffer_commit_empty")
+        await self._add_sound(np.concatenate(self._heard))
+
+    async def _add_sound(self, wave: np.ndarray) -> None:
+        """A spoken turn of the user's, whose sound leaves the buffer."""
+        identity, before = self._item_id, next(reversed(self.items), None)
+        resample = self._resample
+        self._clear()
+        self._resample = resample  # sound goes on
+        await self.send("input_audio_buffer.committed", item_id=identity, previous_item_id=before)
+        content = [{"type": "input_audio", "transcript": None}]
+        await self._add(identity, {"role": "user", "content": [{"type": "audio", "audio": wave}]}, content)
+        if self.session.audio.input.transcription is not None:
+            task = asyncio.create_task(self._transcribe(identity, wave))
+            self._transcribing.add(task)
+            task.add_done_callback(self._transcribing.discard)
+
+    async def _transcribe(self, identity: str, wave: np.ndarray) -> None:
+        kind = "conversation.item.input_audio_transcription"
+        place = {"item_id": identity, "content_index": 0}
+        text = ""
+        with contextlib.suppress(*GONE):
+            try:
+                async for piece in self.service.pieces(self.service.worker.submit(Job(transcripts=self.service.omni.transcripts(wave)))):
+                    text = piece.transcript.text if piece.transcript is not None else text
+            except OmniError as error:
+                await self.send(f"{kind}.failed", **place, error=error_body(error)["error"])
+            else:
+                usage = {"type": "duration", "seconds": round(len(wave) / self.service.sample_rate_hz, 3)}
+                await self.send(f"{kind}.completed", **place, transcript=text, usage=usage)
+
+    # --- the conversation
+
+    async def _create_item(self, event: dict[str, Any]) -> None:
+        item = Item.model_validate(event.get("item"))
+        parts: list[dict[str, Any]] = []
+        model = self.service.omni.model.config
+        for k, part in enumerate(item.content):
+            param = f"item.content.{k}"
+            if part.type == "input_image":
+                pixels = await self.service.beside(
+                    picture, part.image_url or "", param, model.vision_encoder.image_size, self.service.settings
+                )
+                parts.append({"type": "image", "image": pixels})
+            elif part.type == "input_audio":
+                data = from_base64(part.audio or "", f"{param}.audio")
+                samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / 32768.0
+                if not 0 < len(samples) <= self.service.settings.max_audio_s * PCM_RATE_HZ:
+                    raise ApiError(
+                        400, f"{param}.audio: empty, or longer than {self.service.settings.max_audio_s:g} s", param, "invalid_audio"
+                    )
+                wave = soxr.resample(samples, PCM_RATE_HZ, self.service.sample_rate_hz).astype(np.float32)
+                parts.append({"type": "audio", "audio": wave})
+            else:
+                parts.append({"type": "text", "text": part.text or ""})
+        given = event["item"].get("id")
+        identity = given if isinstance(given, str) and 0 < len(given) <= 64 and given not in self.items else new_id("item")
+        shown = [{"type": part.type} | ({"text": part.text} if part.text is not None else {}) for part in item.content]
+        await self._add(identity, {"role": item.role, "content": parts}, shown)
+
+    async def _add(self, identity: str, message: Message, content: Sequence[dict[str, Any]]) -> None:
+        before = next(reversed(self.items), None)
+        self._keep(identity, message)
+        item = self._shown(identity, message["role"], content, "completed")
+        await self.send("conversation.item.added", previous_item_id=before, item=item)
+        await self.send("conversation.item.done", previous_item_id=before, item=item)
+
+    def _keep(self, identity: str, message: Message) -> None:
+        """Remember a message, and forget the oldest that are too many or too large."""
+        self.items[identity] = message
+        held_bytes = sum(map(size_bytes, self.items.values()))
+        while len(self.items) > 1 and (len(self.items) > MAX_ITEMS or held_bytes > MAX_ITEM_BYTES):
+            held_bytes -= size_bytes(self.items.pop(next(iter(self.items))))
+
+    def _shown(self, identity: str, role: str, content: Sequence[dict[str, Any]], status: str) -> dict[str, Any]:
+        return {"id": identity, "object": "realtime.item", "type": "message", "role": role, "status": status, "content": list(content)}
+
+    # --- answering
+
+    async def _interrupt(self, reason: str) -> None:
+        """End the response that is under way, if one is; when this returns, nothing more of it will be sent."""
+        if self.response is not None and not self.response.done():
+            self.cancel_reason = reason
+            if self.job is not None:
+                self.service.worker.cancel(self.job)
+            self.response.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.response
+
+    async def _respond(self, options: ResponseOptions) -> None:
+        """Begin a response to the conversation so far."""
+        if self.response is not None and not self.response.done():
+            raise ApiError(400, "a response is under way; cancel it first", code="conversation_already_has_active_response")
+        modalities = options.output_modalities or self.session.output_modalities
+        speaks = "audio" in modalities
+        voice = self.service.voice(options.audio.output.voice or self.session.audio.output.voice) if speaks else None
+        most = options.max_output_tokens or self.session.max_output_tokens
+        sampling = Sampling(max_new_tokens=REPLY_TOKENS if most == "inf" else most)
+        instructions = self.session.instructions if options.instructions is None else options.instructions
+        messages = [{"role": "system", "content": instructions}] if instructions else []
+        self.cancel_reason = self.job = None
+        self.response = asyncio.create_task(self._answer([*messages, *self.items.values()], sampling, speaks, voice))
+
+    async def _answer(self, messages: list[Message], sampling: Sampling, speaks: bool, voice: str | None) -> None:
+        """One response, from created to done."""
+        identity, item_id = new_id("resp"), new_id("item")
+        kind, said = ("audio", "transcript") if speaks else ("text", "text")
+        response = {"id": identity, "object": "realtime.response", "output_modalities": [kind]}
+        text, status = "", "completed"
+        details: dict[str, Any] | None = None
+        usage: dict[str, Any] | None = None
+        try:
+            await self.send("response.created", response={**response, "status": "in_progress", "output": []})
+            async for piece_text in self._pieces(messages, sampling, speaks, voice, identity, item_id):
+                text += piece_text
+            assert self.job is not None
+            usage = {
+                "input_tokens": usage_of(self.job)["prompt_tokens"],
+                "output_tokens": self.job.n_tokens + self.job.n_frames,
+                "total_tokens": usage_of(self.job)["total_tokens"],
+                "output_token_details": {"text_tokens": self.job.n_tokens, "audio_tokens": self.job.n_frames},
+            }
+            if self.job.stopped == "limit":
+                status, details = "incomplete", {"type": "incomplete", "reason": "max_output_tokens"}
+        except asyncio.CancelledError:
+            if self.cancel_reason is None:
+                raise  # the client has gone
+            status, details = "cancelled", {"type": "cancelled", "reason": self.cancel_reason}
+        except OmniError as error:
+            body = error_body(error)["error"]
+            status, details = (
+                "failed",
+                {"type": "failed", "error": {"type": body["type"], "code": body["code"], "message": body["message"]}},
+            )
+        content = [{"type": f"output_{kind}", said: text}]
+        item = self._shown(item_id, "assistant", content, "completed" if status == "completed" else "incomplete")
+        if text:
+            self._keep(item_id, {"role": "assistant", "content": text})
+        await self.send(
+            "response.done", response={**response, "status": status, "status_details": details, "output": [item], "usage": usage}
+        )
+
+    async def _pieces(
+        self, messages: list[Message], sampling: Sampling, speaks: bool, voice: str | None, identity: str, item_id: str
+    ) -> AsyncIterator[str]:
+        """Send what the worker brings; yields the text."""
+        service = self.service
+        place = {"response_id": identity, "item_id": item_id, "output_index": 0, "content_index": 0}
+        of_item = {"response_id": identity, "output_index": 0}
+        text_kind, said = ("response.output_audio_transcript", "transcript") if speaks else ("response.output_text", "text")
+        part = {"type": "audio" if speaks else "text"}
+        prompt = await service.beside(lambda: service.omni.prompt(messages, reserve=sampling.max_new_tokens))
+        line = service.omni.speaker.line(voice, sampling) if speaks else None
+        self.job = service.worker.submit(Job(prompt=prompt, sampling=sampling, line=line))
+        writer = SoundWriter("pcm16", service.sample_rate_hz)
+        before = next(reversed(self.items), None)
+        item = self._shown(item_id, "assistant", [], "in_progress")
+        await self.send("response.output_item.added", **of_item, item=item)
+        await self.send("conversation.item.added", previous_item_id=before, item=item)
+        await self.send("response.content_part.added", **place, part={**part, said: ""})
+        text = ""
+        async for piece in service.pieces(self.job):
+            if piece.text:
+                text += piece.text
+                await self.send(f"{text_kind}.delta", **place, delta=piece.text)
+                yield piece.text
+            if piece.speech is not None and (data := writer.write(piece.speech.waveform)):
+                await self.send("response.output_audio.delta", **place, delta=to_base64(data))
+        if speaks:
+            if self.job.n_frames and (data := writer.write(np.zeros(0, np.float32), last=True)):
+                await self.send("response.output_audio.delta", **place, delta=to_base64(data))
+            await self.send("response.output_audio.done", **place)
+        await self.send(f"{text_kind}.done", **place, **{said: text})
+        await self.send("response.content_part.done", **place, part={**part, said: text})
+        item = self._shown(item_id, "assistant", [{"type": f"output_{part['type']}", said: text}], "completed")
+        await self.send("response.output_item.done", **of_item, item=item)
+        await self.send("conversation.item.done", previous_item_id=before, item=item)
+
+
+def router(service: Service) -> APIRouter:
+    """The endpoint."""
+    routes = APIRouter()
+
+    @routes.websocket("/v1/realtime")
+    async def realtime(socket: WebSocket) -> None:
+        offered = [name.strip() for name in socket.headers.get("sec-websocket-protocol", "").split(",")]
+        await socket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        if service.n_sessions >= service.settings.max_sessions:
+            await socket.close(1013, "too many conversations; try again later")
+            return
+        service.n_sessions += 1
+        try:
+            model = socket.query_params.get("model", service.settings.name)
+            conversation = Conversation(socket, service)
+            if model != service.settings.name:
+                await conversation.send_error(ApiError(404, f"no model {model!r:.80}", "model", "model_not_found"))
+                await socket.close(1008)
+                return
+            await conversation.run()
+        except GONE:
+            pass
+        finally:
+            service.n_sessions -= 1
+            if socket.client_state is socket.application_state is WebSocketState.CONNECTED:
+                with contextlib.suppress(*GONE):
+                    await socket.close()
+
+    return routes

@@ -1,0 +1,99 @@
+"""Running the application under uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+
+import torch
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from omni.errors import ConfigError
+from omni.inference.omni import Omni
+from omni.server.app import create_app
+from omni.server.settings import MEGABYTE, Settings
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 1024
+HEADER_TIME_S = 10.0
+SWITCH_S = 0.0005  # how long the event loop may keep the worker from running Python, and the other way round
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """HTTP whose heads must arrive in time; a connection that dawdles is closed."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def _wait(self) -> None:
+        self._arrived()
+        self._late = self.loop.call_later(HEADER_TIME_S, self.transport.close)
+
+    def _arrived(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def on_message_begin(self) -> None:
+        self._wait()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._arrived()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+
+def warm_up(omni: Omni) -> None:
+    """A first request of each kind is slow; let it be ours."""
+    if "thinker" in omni.model.components:
+        omni.chat([{"role": "user", "content": "Hello"}])
+    if {"thinker", "talker", "codec"} <= set(omni.model.components):
+        omni.say("Hello there.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ConfigError where that is not possible."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
+    except OSError as error:
+        raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror or error}; choose another --host or --port") from None
+
+
+def run(omni: Omni, settings: Settings, threads: int | None = None) -> None:
+    """Serve until a signal; then accept nothing more, finish what was accepted, and return. The log tells the address."""
+    listener = listen(settings.host, settings.port)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sys.setswitchinterval(SWITCH_S)
+    warm_up(omni)
+    config = uvicorn.Config(
+        create_app(omni, settings),
+        http=PatientProtocol,
+        loop="uvloop",
+        ws="websockets-sansio",
+        ws_max_size=8 * MEGABYTE,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=round(settings.time_limit_s) + 5,
+    )
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # uvicorn handles them, and raises them again once it has shut down: by then they are obeyed
+        signal.signal(number, signal.SIG_IGN)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    log.info("serving %s on http://%s:%d", settings.name, host, listener.getsockname()[1])
+    uvicorn.Server(config).run(sockets=[listener])
