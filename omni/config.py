@@ -19,6 +19,7 @@ from omni.errors import ConfigError
 VOCODER_OVERLAP = 4  # hops that a frame of the neural vocoder's STFTs is long
 VOCODER_ROUNDS = 3  # STFTs, each with its inverse
 DEFAULT_CHECKPOINT = "checkpoints/understanding"  # what is loaded where no folder is named
+DEFAULT_SPEECH_LM = "checkpoints/speech-lm"  # the same for the second system
 
 
 class Config(BaseModel):
@@ -217,6 +218,45 @@ class VocoderConfig(Config):
         return self.look_ahead_frames + VOCODER_ROUNDS * (VOCODER_OVERLAP - 1)
 
 
+class SpeechLMConfig(Config):
+    """The second system: one language model over text and audio tokens (omni.speech_lm). What its tokenizers decide, `text_vocab_size`,
+    `codebook_size` and `code_rates` (codes of every codebook in a frame), stage speech-lm fills in; the defaults are GPT-2's and those of
+    SNAC at 24 kHz."""
+
+    text_vocab_size: PositiveInt = 50_257
+    codebook_size: PositiveInt = 4_096
+    code_rates: tuple[PositiveInt, ...] = (1, 2, 4)
+    codebooks: PositiveInt | None = None  # of our codec: use the first so many; None all
+    voices: tuple[str, ...] = ()  # speakers that a text can be said by; without names nobody in particular
+    d_model: PositiveInt = 128
+    n_layers: PositiveInt = 3
+    n_heads: PositiveInt = 4
+    n_kv_heads: PositiveInt = 2
+    d_ff: PositiveInt = 384
+    context_length: PositiveInt = 2048
+    rope_theta: PositiveFloat = 10_000.0
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    lead_frames: int | None = Field(None, ge=0)  # speaking: text comes so many frames before its sound; None: all of it before
+    lag_frames: int | None = Field(None, ge=1)  # hearing: text comes so many frames behind its sound; None: all of it behind
+    code_dropout: float = Field(0.0, ge=0.0, lt=1.0)  # share of codes that the model is not told in training
+    audio_weight: PositiveFloat = 1.0  # of what is decided when speaking
+    text_weight: PositiveFloat = 0.1  # of what is decided when writing what was heard
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether text and sound are told as they pass, for which somebody must say when each text id is said."""
+        return self.lead_frames is not None or self.lag_frames is not None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SpeechLMConfig:
+        _check_heads(self.d_model, self.n_heads, self.n_kv_heads)
+        if min(self.code_rates, default=0) != 1:
+            raise ValueError("code_rates must be 1 for the slowest codebook, whose codes are the frames")
+        if len(set(self.voices)) != len(self.voices):
+            raise ValueError("voices must be distinct names")
+        return self
+
+
 class ModelConfig(Config):
     """One section a component."""
 
@@ -228,6 +268,7 @@ class ModelConfig(Config):
     talker: TalkerConfig = TalkerConfig()
     codec: CodecConfig = CodecConfig()
     vocoder: VocoderConfig = VocoderConfig()
+    speech_lm: SpeechLMConfig = SpeechLMConfig()
 
     @property
     def encoder_rate_hz(self) -> float:
@@ -256,6 +297,7 @@ PRESETS: dict[str, ModelConfig] = {
         codec=CodecConfig(n_codebooks=3, codebook_size=64, latent_size=16, hidden_size=40, n_blocks=1),
         vocoder=VocoderConfig(d_model=8, n_blocks=1, d_ff=16, discriminator_channels=2),
         talker=TalkerConfig(d_model=48, n_layers=2, n_text_layers=1, n_heads=3, n_kv_heads=1, d_ff=80, code_width=16, context_length=512),
+        speech_lm=SpeechLMConfig(text_vocab_size=320, d_model=48, n_layers=2, n_heads=3, n_kv_heads=1, d_ff=80, context_length=1024),
     ),
     "tiny": _TINY,
     "release": _TINY.model_copy(
@@ -273,6 +315,19 @@ PRESETS: dict[str, ModelConfig] = {
                 dropout=0.1,
             ),
             "vocoder": VocoderConfig(d_model=192, n_blocks=6, d_ff=384),
+            "speech_lm": SpeechLMConfig(
+                text_vocab_size=384,
+                codebooks=4,
+                voices=("heart", "kathleen"),
+                d_model=256,
+                n_layers=6,
+                d_ff=768,
+                dropout=0.1,
+                lead_frames=4,
+                lag_frames=6,
+                code_dropout=0.1,
+                text_weight=3.0,
+            ),
         }
     ),
     "tiny-32k": _TINY.model_copy(update={"thinker": ThinkerConfig(vocab_size=32_000)}),
@@ -354,8 +409,8 @@ class TrainConfig(Config):
         return self
 
 
-STAGES = ("text", "plain-gpt", "audio", "vision", "codec", "vocoder", "talker", "sft")
-StageName = Literal["text", "plain-gpt", "audio", "vision", "codec", "vocoder", "talker", "sft"]
+STAGES = ("text", "plain-gpt", "audio", "vision", "codec", "vocoder", "talker", "sft", "speech-lm")
+StageName = Literal["text", "plain-gpt", "audio", "vision", "codec", "vocoder", "talker", "sft", "speech-lm"]
 
 
 class RunConfig(Config):
@@ -385,6 +440,39 @@ class RunConfig(Config):
         changes = raw.get("model", {})
         changes = changes.model_dump() if isinstance(changes, ModelConfig) else changes
         return raw | {"model": _merged(base, changes)}
+
+
+class MultimodalPretrainingConfig(Config):
+    """The settings of the second system as its document has them (omni.pretraining); unlike all others they may be changed, and are checked
+    then. `max_audio_duration` is in seconds, `audio_sample_rate` in Hz and that of the audio tokenizer."""
+
+    model_config = ConfigDict(frozen=False, validate_assignment=True, extra="forbid", allow_inf_nan=False)
+
+    d_model: PositiveInt = 128
+    n_heads: PositiveInt = 4
+    n_kv_heads: PositiveInt = 2
+    n_layers: PositiveInt = 3
+    d_ff: PositiveInt = 384
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    batch_size: PositiveInt = 8
+    max_steps: PositiveInt = 1000
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.1, ge=0.0)
+    optimizer: Literal["muon", "adamw"] = "muon"
+    eval_every: PositiveInt = 500
+    save_every: PositiveInt = 500
+    seed: int = Field(0, ge=0)
+    max_audio_duration: PositiveFloat = 10.0
+    audio_sample_rate: PositiveInt = 24_000
+    audio_weight: PositiveFloat = 1.0
+    text_weight: PositiveFloat = 0.1
+    output_dir: str = "runs/speech-lm"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MultimodalPretrainingConfig:
+        _check_heads(self.d_model, self.n_heads, self.n_kv_heads)
+        return self
 
 
 C = TypeVar("C", bound=Config)

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from omni.config import RunConfig, parse
 from omni.data import release
 from omni.data.worlds.pocket import generate_pocket
+from omni.speech_tokens import ScaleLayout
 from omni.training.trainer import train
 
 torch.set_num_threads(1)  # two test processes share two cores
@@ -122,3 +124,68 @@ def release_data(tmp_path) -> Path:
         ]
         _write_rows(tmp_path / f"speech/{reader}.jsonl", rows * 2)  # two takes
     return tmp_path
+
+
+SNACS: dict[str, dict[str, Any]] = {  # scales, rates and attention of the published models, little else
+    "24khz": {"sampling_rate": 24_000, "vq_strides": [4, 2, 1], "attn_window_size": None, "encoder_dim": 4},
+    "32khz": {"sampling_rate": 32_000, "vq_strides": [8, 4, 2, 1], "attn_window_size": 32, "encoder_dim": 16},
+    "44khz": {"sampling_rate": 44_100, "vq_strides": [8, 4, 2, 1], "attn_window_size": 16, "encoder_dim": 16},  # heads are 64 wide
+}
+
+
+@pytest.fixture
+def random_snac() -> Callable[[Path, str], Path]:
+    """Makes a SNAC of random weights in a folder, as the hub has them."""
+    snac = pytest.importorskip("snac")
+
+    def make(folder: Path, kind: str) -> Path:
+        sizes = {"encoder_rates": [2, 4], "decoder_dim": 64, "decoder_rates": [4, 2], "codebook_size": 48, "codebook_dim": 4}
+        torch.manual_seed(0)
+        (folder / "config.json").write_text(json.dumps(SNACS[kind] | sizes))
+        torch.save(snac.SNAC(**SNACS[kind], **sizes).state_dict(), folder / "pytorch_model.bin")
+        return folder
+
+    return make
+
+
+class Letters:
+    """A text tokenizer of ten letters and the space."""
+
+    vocab_size = 11
+
+    def encode(self, text: str) -> list[int]:
+        return ["abcdefghij ".index(letter) for letter in text.lower() if letter in "abcdefghij "]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join("abcdefghij "[i] for i in ids)
+
+
+class Beeps:
+    """An audio tokenizer: two codes for a frame of ten samples, of 0 to 5, which all have the value of the first."""
+
+    layout, sample_rate_hz, samples_per_frame = ScaleLayout(6, (1, 1)), 100, 10
+
+    def encode_audio(self, audio: Any) -> list[int]:
+        values = [int(x) for x in np.asarray(audio)[::10]]
+        return self.layout.to_ids([values, [5 - value for value in values]])
+
+    def decode_audio(self, tokens: Any) -> np.ndarray:
+        return np.repeat(np.array(self.layout.to_codes(tokens)[0], dtype=np.float32), 10)
+
+
+@pytest.fixture
+def letters() -> Letters:
+    """A tokenizer of text whose ids can be told by hand."""
+    return Letters()
+
+
+@pytest.fixture
+def beeps() -> Beeps:
+    """A tokenizer of sound whose ids can be told by hand."""
+    return Beeps()
+
+
+@pytest.fixture
+def beeped() -> Callable[[str], np.ndarray]:
+    """A text as sound: every letter a frame, whose value is the letter's id modulo 6."""
+    return lambda text: np.repeat(np.array([i % 6 for i in Letters().encode(text)], dtype=np.float32), 10)

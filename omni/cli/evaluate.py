@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from omni.cli.output import print_json
-from omni.config import DEFAULT_CHECKPOINT
+from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM
 from omni.errors import ConfigError
 
 if TYPE_CHECKING:
     from omni.inference.omni import Omni
+    from omni.speech_lm import SpeechLM
 
 
 def register(app: typer.Typer) -> None:
@@ -67,23 +68,43 @@ def _tts(omni: Omni, chosen: Settings) -> dict[str, Any]:
     return tts_suite(omni, chosen.data, limit=chosen.limit, judge=chosen.judge)
 
 
-SUITES: dict[str, Callable[[Omni, Settings], dict[str, Any]]] = {
+def _speech_lm(model: SpeechLM, chosen: Settings) -> dict[str, Any]:
+    from omni.evaluation.speech_lm import speech_lm_suite
+
+    return speech_lm_suite(model, chosen.data, limit=chosen.limit, judge=chosen.judge)
+
+
+SUITES: dict[str, Callable[[Any, Settings], dict[str, Any]]] = {  # of the model that `_load` gives
     "text": _text,
     "asr": _asr,
     "vision": _vision,
     "codec": _codec,
     "tts": _tts,
+    "speech-lm": _speech_lm,
 }
+
+
+def _load(suite: str, checkpoint: Path | None, device: str) -> Omni | SpeechLM:
+    if suite == "speech-lm":
+        from omni.speech_lm import SpeechLM
+
+        return SpeechLM.from_pretrained(checkpoint, device)
+    from omni.inference.omni import Omni
+
+    return Omni.from_pretrained(checkpoint, device)
 
 
 def evaluate(
     suite: Annotated[str, typer.Argument(help=", ".join(SUITES))],
-    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}, of speech-lm {DEFAULT_SPEECH_LM}"),
+    ] = None,
     data: Annotated[Path, typer.Option(help="folder of `muomni data get`")] = Path("data"),
     limit: Annotated[int | None, typer.Option(min=1, help="so many items of each set, for a quick look; default all")] = None,
     baseline: Annotated[Path | None, typer.Option(help="text: checkpoint of a plain GPT to stand beside it")] = None,
     judge: Annotated[
-        Path | None, typer.Option(help="asr, codec, tts: another environment than this one that has the speech recognizers")
+        Path | None, typer.Option(help="asr, codec, tts, speech-lm: another environment than this one that has the speech recognizers")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="also write the result into this file")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")] = "auto",
@@ -91,11 +112,10 @@ def evaluate(
 ) -> None:
     """Measure a model on held-out data. The same checkpoint and data give the same figures."""
     from omni.checkpoint import write_json
-    from omni.inference.omni import Omni
 
     if suite not in SUITES:
         raise ConfigError(f"no suite {suite!r}; known: {', '.join(SUITES)}")
-    result = SUITES[suite](Omni.from_pretrained(checkpoint, device), Settings(data, limit, baseline, judge))
+    result = SUITES[suite](_load(suite, checkpoint, device), Settings(data, limit, baseline, judge))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)

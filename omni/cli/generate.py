@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from omni.cli.output import note, print_json
-from omni.config import DEFAULT_CHECKPOINT
-from omni.errors import DataError, OmniError
+from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM
+from omni.errors import ConfigError, DataError, OmniError
 
 if TYPE_CHECKING:
     from omni.inference.conversation import Conversation
     from omni.inference.omni import Omni, Reply
     from omni.inference.sampling import Sampling
     from omni.inference.speech import Speech
+    from omni.speech_lm import SpeechLM
 
 Checkpoint = Annotated[Path | None, typer.Option("--ckpt", help=f"checkpoint folder; default {DEFAULT_CHECKPOINT}")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")]
@@ -31,6 +32,7 @@ Seed = Annotated[int, typer.Option(help="the same seed gives the same reply")]
 MaxNewTokens = Annotated[int, typer.Option(help="longest reply")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
 BatchSize = Annotated[int, typer.Option(min=1, help="with --manifest: work on so many rows together")]
+Model = Annotated[str, typer.Option(help=f"omni, or speech-lm: the second system, whose default checkpoint is {DEFAULT_SPEECH_LM}")]
 Strict = Annotated[bool, typer.Option(help="make it an error when something does not fit, instead of a notice")]
 
 
@@ -43,12 +45,35 @@ def register(app: typer.Typer) -> None:
 
 Row = dict[str, Any]
 T = TypeVar("T")
+MODELS = ("omni", "speech-lm")
 
 
 def _load(checkpoint: Path | None, device: str, vocoder: str | None = None) -> Omni:
     from omni.inference.omni import Omni
 
     return Omni.from_pretrained(checkpoint, device, vocoder)
+
+
+def _load_speaking(model: str, checkpoint: Path | None, device: str, vocoder: str | None) -> Omni | SpeechLM:
+    """One of the two systems."""
+    if not is_speech_lm(model):
+        return _load(checkpoint, device, vocoder)
+    if vocoder is not None:
+        raise ConfigError("--vocoder belongs to --model omni; a speech LM speaks through what it was trained with")
+    return _load_speech_lm(checkpoint, device)
+
+
+def _load_speech_lm(checkpoint: Path | None, device: str) -> SpeechLM:
+    from omni.speech_lm import SpeechLM
+
+    return SpeechLM.from_pretrained(checkpoint, device)
+
+
+def is_speech_lm(model: str) -> bool:
+    """Which system --model names. Raises ConfigError for neither."""
+    if model not in MODELS:
+        raise ConfigError(f"no model {model!r}; known: {', '.join(MODELS)}")
+    return model == "speech-lm"
 
 
 def _sampling(**settings: Any) -> Sampling:
@@ -222,6 +247,7 @@ def say(
     out_dir: Annotated[Path | None, typer.Option(help="with --manifest: folder of the WAV files")] = None,
     batch_size: BatchSize = 1,
     vocoder: Annotated[str | None, typer.Option(help="neural or griffin-lim; default: neural if the checkpoint has one")] = None,
+    model: Model = "omni",
     ckpt: Checkpoint = None,
     device: Device = "auto",
     temperature: Temperature = 0.0,
@@ -237,16 +263,16 @@ def say(
     if manifest is not None:
         if out_dir is None or out is not None:
             raise DataError("--manifest writes into --out-dir; give that, and no --out")
-        _say_rows(manifest, out_dir, voice, sampling, batch_size, lambda: _load(ckpt, device, vocoder))
+        _say_rows(manifest, out_dir, voice, sampling, batch_size, lambda: _load_speaking(model, ckpt, device, vocoder))
         return
     if out is None or out_dir is not None:
         raise DataError("say where to: --out FILE.wav, or --out - for a stream; --out-dir belongs to --manifest")
     assert text is not None
-    omni = _load(ckpt, device, vocoder)
+    omni = _load_speaking(model, ckpt, device, vocoder)
     if out == "-":
         if as_json:
             raise DataError("--out - streams sound to standard output; leave out --json")
-        _stream_wav(omni.say_stream(text, voice, sampling=sampling), omni.model.config.audio.sample_rate_hz)
+        _stream_wav(omni.say_stream(text, voice, sampling=sampling), omni.sample_rate_hz)
         return
     start = time.monotonic()
     speech = omni.say(text, voice, sampling=sampling)
@@ -255,20 +281,22 @@ def say(
     if as_json:
         print_json({"file": out, **_figures(omni, speech, seconds)})
     else:
-        note(f"{out}: {speech.duration_s:.2f} s of speech in {seconds:.2f} s ({omni.model.vocoder_name} vocoder)")
+        note(f"{out}: {speech.duration_s:.2f} s of speech in {seconds:.2f} s ({omni.vocoder_name} vocoder)")
 
 
-def _figures(omni: Omni, speech: Speech, seconds: float) -> Row:
-    return {"audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3), "vocoder": omni.model.vocoder_name}
+def _figures(omni: Omni | SpeechLM, speech: Speech, seconds: float) -> Row:
+    return {"audio_s": round(speech.duration_s, 3), "seconds": round(seconds, 3), "vocoder": omni.vocoder_name}
 
 
-def _say_rows(manifest: Path, out_dir: Path, voice: str | None, sampling: Sampling, batch_size: int, load: Callable[[], Omni]) -> None:
+def _say_rows(
+    manifest: Path, out_dir: Path, voice: str | None, sampling: Sampling, batch_size: int, load: Callable[[], Omni | SpeechLM]
+) -> None:
     """The time of a batch is shared out by the length of its speech."""
     rows = _manifest(manifest, ("text",), ("voice",))
     omni = load()
     voices = {row["id"]: row.get("voice") or voice for row in rows}
     for name in voices.values():
-        omni.speaker.voice_id(name)
+        omni.voice_id(name)
     _folder(out_dir)
 
     def speak(batch: Sequence[Row]) -> list[tuple[Speech, float]]:
@@ -306,15 +334,21 @@ def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
 def transcribe(
     files: Annotated[list[Path], typer.Argument(help="recordings of any length")],
     decoder: Annotated[
-        str, typer.Option(help="ctc: the audio encoder alone; ctc-beam: with a language model; thinker: asked in words")
-    ] = "ctc",
+        str | None, typer.Option(help="ctc (default): the audio encoder alone; ctc-beam: with a language model; thinker: asked in words")
+    ] = None,
+    model: Model = "omni",
     ckpt: Checkpoint = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write down what is said, one line a file."""
+    if is_speech_lm(model):
+        if decoder is not None:
+            raise ConfigError("--decoder belongs to --model omni; a speech LM has one way to write")
+        _each(files, _load_speech_lm(ckpt, device).transcribe, as_json)
+        return
     omni = _load(ckpt, device)
-    _each(files, lambda file: omni.transcribe(file, decoder), as_json)
+    _each(files, lambda file: omni.transcribe(file, decoder or "ctc"), as_json)
 
 
 def describe(

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from omni.cli.generate import is_speech_lm
 from omni.config import model_config
 from omni.errors import ConfigError
 
@@ -20,8 +21,16 @@ def register(app: typer.Typer) -> None:
     app.command("trace")(trace)
 
 
-def params(preset: Preset = "tiny", settings: Settings = None, as_json: Json = False) -> None:
+def params(
+    preset: Preset = "tiny",
+    settings: Settings = None,
+    model: Annotated[str, typer.Option(help="omni, or speech-lm: the second system")] = "omni",
+    as_json: Json = False,
+) -> None:
     """Parameters of every component: the backbones of the documents' table, then what was added to them."""
+    if is_speech_lm(model):
+        _speech_lm_params(preset, settings, as_json)
+        return
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -45,6 +54,30 @@ def params(preset: Preset = "tiny", settings: Settings = None, as_json: Json = F
         table.add_section()
         table.add_row(name, "", f"{total:,}", style="bold")
         table.add_section()
+    Console().print(table)
+
+
+def _speech_lm_params(preset: str, settings: list[str] | None, as_json: bool) -> None:
+    """What the embedding's rows and the blocks of a speech LM are."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from omni.cli.output import print_json
+    from omni.speech_lm import MultimodalLLM
+
+    with torch.device("meta"):
+        model = MultimodalLLM(model_config(preset, settings).speech_lm)
+    rows = model.parameter_table()
+    if as_json:
+        print_json({"preset": preset, "components": rows, "total": sum(rows.values())})
+        return
+    table = Table("what", title=f"parameters of the speech LM of preset {preset}")
+    table.add_column("parameters", justify="right")
+    for name, n in rows.items():
+        table.add_row(name.replace("_", " "), f"{n:,}")
+    table.add_section()
+    table.add_row("everything", f"{sum(rows.values()):,}", style="bold")
     Console().print(table)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from omni.cli.generate import is_speech_lm
 from omni.config import STAGES as STAGE_NAMES
 from omni.config import load_run
 from omni.errors import ConfigError
@@ -31,6 +32,7 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of a recipe")] = 0,
     publish: Annotated[Path | None, typer.Option(help="write what recipe release has trained into this folder, in bfloat16")] = None,
+    model: Annotated[str, typer.Option(help="with --publish: omni, or speech-lm: the second system")] = "omni",
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
 ) -> None:
     """Train a stage or a recipe. Interrupted, the same command continues from the last checkpoint."""
@@ -38,7 +40,7 @@ def train(
         if config is not None or overrides:
             raise ConfigError(f"recipe {target} takes no --config and no dotted settings; these belong to a stage")
         if target == "release":
-            train_release(stage, data, out or Path("runs/release"), seed, publish, as_json)
+            train_release(stage, data, out or Path("runs/release"), seed, publish, model, as_json)
         else:
             train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed, as_json)
     elif target in STAGE_NAMES:
@@ -63,10 +65,10 @@ def train_stage(stage: str, config: Path, overrides: list[str], as_json: bool = 
         print_json({"stage": stage, "folder": run.out_dir, "steps": result.steps, "seconds": result.seconds, "metrics": result.metrics})
 
 
-def train_release(stage: str | None, data: Path, out: Path, seed: int, published: Path | None, as_json: bool = False) -> None:
+def train_release(stage: str | None, data: Path, out: Path, seed: int, published: Path | None, model: str, as_json: bool = False) -> None:
     """Run one stage of recipe release, or publish what is trained."""
     from omni.cli.output import note, print_json
-    from omni.stages.release import STAGES, publish, train_step
+    from omni.stages.release import STAGES, publish, publish_speech_lm, train_step
 
     if (stage is None) == (published is None):
         raise ConfigError(f"recipe release takes either --stage ({', '.join(STAGES)}), one at a time, or --publish FOLDER")
@@ -75,7 +77,7 @@ def train_release(stage: str | None, data: Path, out: Path, seed: int, published
         if as_json:
             print_json(row)
     elif published is not None:
-        publish(out, published)
+        (publish_speech_lm if is_speech_lm(model) else publish)(out, published)
         note(f"wrote {published}")
 
 

@@ -6,7 +6,7 @@ import io
 import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -256,6 +256,14 @@ def _check_length(ids: list[int], context_length: int, name: str) -> None:
         raise DataError(f"the {name} takes {len(ids)} positions, but the Thinker's context is {context_length}; shorten it")
 
 
+def voice_number(row: Mapping[str, Any], voices: Sequence[str]) -> int:
+    """Of the row's speaker; without one the first. Raises DataError for a speaker who is not among the voices."""
+    speaker = row.get("speaker") or voices[0]
+    if speaker not in voices:
+        raise DataError(f"speaker {speaker!r} is not among the voices of the configuration: {', '.join(voices)}")
+    return voices.index(speaker)
+
+
 @dataclass(frozen=True)
 class TalkerExample:
     """mel (T,mels), the reply that it speaks, the voice's number; the file, or the manifest's line that holds the sound."""
@@ -277,20 +285,13 @@ class TalkerDataset(ManifestDataset[TalkerExample]):
         for index in range(len(self.rows)):
             row, source, number = self.rows[index]
             with _at(source, number):
-                self._voice(row)
-
-    def _voice(self, row: Row) -> int:
-        voices = self.config.talker.voices
-        speaker = row.get("speaker") or voices[0]
-        if speaker not in voices:
-            raise DataError(f"speaker {speaker!r} is not among the voices of the configuration: {', '.join(voices)}")
-        return voices.index(speaker)
+                voice_number(row, config.talker.voices)
 
     def _example(self, row: Row, source: Rows, number: int) -> TalkerExample:
         reply = render_reply(row["text"], self.tokenizer)
         _check_length(reply.input_ids, self.config.thinker.context_length, "text")
         clip = str(source.path(row["audio"])) if isinstance(row["audio"], str) else source.where(number)
-        return TalkerExample(self._mel(source, row["audio"]), reply, self._voice(row), row["text"], clip)
+        return TalkerExample(self._mel(source, row["audio"]), reply, voice_number(row, self.config.talker.voices), row["text"], clip)
 
 
 @dataclass(frozen=True)

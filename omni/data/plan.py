@@ -38,6 +38,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # what each stage reads
     "vision": ("image", "caption"),
     "codec": ("audio", "text"),
     "vocoder": ("audio", "text"),
+    "speech-lm": ("audio", "text"),
     "talker": ("audio", "text"),
     "sft": ("messages",),
 }

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from omni.audio import load_audio
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
@@ -48,6 +48,18 @@ class Reply:
     stopped: Stopped = "end"
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
+def placed(model: M, device: str | None) -> M:
+    """The model on `device` ("auto" or None: a GPU if there is one). Raises ConfigError for one that cannot be used."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else str(device)
+    try:
+        return model.to(chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {chosen!r} cannot be used: {str(error).splitlines()[0]}") from None
+
+
 class Omni:
     """Text, pictures and sound in; text and speech out."""
 
@@ -65,15 +77,10 @@ class Omni:
                 f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo` or `muomni train pocket --preset nano`, "
                 "and name its folder with --ckpt"
             )
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device in (None, "auto") else str(device)
         saved = load_model(find_checkpoint(folder or DEFAULT_CHECKPOINT))
-        model = OmniModel.from_saved(saved, vocoder)
-        try:
-            model = model.to(chosen)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ConfigError(f"device {chosen!r} cannot be used: {str(error).splitlines()[0]}") from None
-        parameters = sum(p.numel() for p in model.parameters())
-        log.info("loaded %s: %s, %s parameters, on %s", saved.folder, ", ".join(model.components), f"{parameters:,}", chosen)
+        model = placed(OmniModel.from_saved(saved, vocoder), device)
+        parameters, where = sum(p.numel() for p in model.parameters()), model.log_mel.window.device
+        log.info("loaded %s: %s, %s parameters, on %s", saved.folder, ", ".join(model.components), f"{parameters:,}", where)
         if "talker" in model.components:
             log.info("it speaks through its %s vocoder", model.vocoder_name)
         return cls(model, BPETokenizer(saved.tokenizer) if saved.tokenizer is not None else None, saved.folder)
@@ -109,6 +116,20 @@ class Omni:
     def voices(self) -> tuple[str, ...]:
         """Names for `say`."""
         return self.model.config.talker.voices
+
+    def voice_id(self, name: str | None) -> int:
+        """The number of a voice; without a name the first. Raises ConfigError with the known names."""
+        return self.speaker.voice_id(name)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of what it says."""
+        return self.model.config.audio.sample_rate_hz
+
+    @property
+    def vocoder_name(self) -> str:
+        """What makes its waveforms."""
+        return self.model.vocoder_name
 
     # --- understanding
 

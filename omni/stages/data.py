@@ -108,16 +108,8 @@ def encode_document(row: Row, tokenizer: BPETokenizer) -> list[int]:
 def text_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer | None) -> tuple[Splits[collate.TextBatch], BPETokenizer]:
     """Rows {"text"} or {"messages"} packed into contexts; a tokenizer is trained on the training rows unless one is given."""
     train, validation = open_splits(run, ("text|messages",))
-    folder = Path(run.out_dir) / "packed"
-    content = _content(run.data.train + run.data.validation)
-    if tokenizer is None:
-        key = hashlib.sha256(f"{content} {config.thinker.vocab_size} {run.train.seed}".encode()).hexdigest()
-        path = folder / f"tokenizer-{key[:12]}.model"
-        tokenizer = (
-            BPETokenizer(path)
-            if path.exists()
-            else train_tokenizer(map(text_of, _rows(train)), config.thinker.vocab_size, path, seed=run.train.seed)
-        )
+    folder, content = _packed(run), _content(run.data.train + run.data.validation)
+    tokenizer = tokenizer or own_tokenizer(run, train, config.thinker.vocab_size)
     pieces = hashlib.sha256(tokenizer.serialized).hexdigest()
 
     def packed(name: str, rows: Manifests) -> PackedText:
@@ -127,6 +119,19 @@ def text_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer | N
         return PackedText(folder / name, config.thinker.context_length)
 
     return Splits(packed("train", train), packed("validation", validation), collate.collate_text), tokenizer
+
+
+def _packed(run: RunConfig) -> Path:
+    """Where a run keeps what it made of the texts."""
+    return Path(run.out_dir) / "packed"
+
+
+def own_tokenizer(run: RunConfig, rows: Manifests, vocab_size: int) -> BPETokenizer:
+    """The tokenizer that this run has trained on the texts of `rows`, or trains now."""
+    content = _content(run.data.train + run.data.validation)
+    key = hashlib.sha256(f"{content} {vocab_size} {run.train.seed}".encode()).hexdigest()
+    path = _packed(run) / f"tokenizer-{key[:12]}.model"
+    return BPETokenizer(path) if path.exists() else train_tokenizer(map(text_of, _rows(rows)), vocab_size, path, seed=run.train.seed)
 
 
 def _content(sources: tuple[str, ...]) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from typing import Any
 import soundfile
 import torch
 
-from omni.checkpoint import write_json
+from omni.checkpoint import find_checkpoint, load_model, save_model, write_json
 from omni.config import RunConfig, parse, read_json
 from omni.data import release
 from omni.data.split import held_out
@@ -89,6 +89,7 @@ def _dialogues(folders: Folders) -> Iterable[Row]:
 # How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
 MANY_VOICES = {"kathleen": 3, "heart": 1, "espeak": 1, "flite": 1, "piper": 1, "world": 1 / 6}
 VOICES: dict[str, float] = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}  # those that the model is to speak with
+LM_VOICES = {"heart": 1, "teacher": 1, "kathleen": 3, "cast": 1, "piper": 1, "flite": 1 / 8}  # the speech LM speaks with the first three
 VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
@@ -144,6 +145,12 @@ GPT_RATE = 4e-3  # the best of the three
 def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
     train = {"steps": steps, "batch_size": 16, "micro_batch_size": 16, "learning_rate": rate, "warmup_steps": 100, "optimizer": "muon"}
     return ReleaseStage("plain-gpt", _documents, train, init_from=("text",), world=("text", "text_chat"))
+
+
+def _speech_lm(steps: int, optimizer: str) -> ReleaseStage:
+    """The second system: says two voices and hears more, through the codec's codes. An update is 32 sequences of about 200 ids."""
+    train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 200, "optimizer": optimizer}
+    return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(HEARING, "codec", "vocoder"), data={"max_audio_s": 12.0})
 
 
 def _seeing(steps: int, *init_from: str) -> ReleaseStage:
@@ -218,6 +225,9 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("chat", "audio-more", "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
+    "speech-lm": _speech_lm(9000, "muon"),
+    # does Muon bring anything here? Two short runs, alike but for the optimizer (python benchmarks/curves.py)
+    **{f"speech-lm-{optimizer}": _speech_lm(600, optimizer) for optimizer in ("muon", "adamw")},
 }
 
 
@@ -278,6 +288,17 @@ def publish(work: Path, out: Path) -> None:
             raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage {path.parent.name}")
     extra = {"recipe": "release", "training": [read_json(path) for path in results]}
     assemble([work / step for step in PUBLISHED], out, (*COMPONENTS, "contrastive"), dtype=torch.bfloat16, extra=extra)
+
+
+def publish_speech_lm(work: Path, out: Path) -> None:
+    """The trained speech LM with its tokenizer, codec and vocoder, in bfloat16, with how it was trained."""
+    path = work / "speech-lm" / "result.json"
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage speech-lm")
+    saved = load_model(find_checkpoint(path.parent))
+    tokenizer = saved.tokenizer.read_bytes() if saved.tokenizer is not None else None
+    extra = {"recipe": "release", "training": [read_json(path)]}
+    save_model(out, saved.tensors, saved.config, saved.components, tokenizer, dtype=torch.bfloat16, extra=extra)
 
 
 def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:

@@ -31,16 +31,24 @@ class Spoken:
 
 
 @torch.no_grad()
-def measure(model: OmniModel, mel: Tensor, characters: list[int], clip: str) -> Spoken:
-    """mel (T,mels) and the characters said in it. Raises DataError for a clip that is too short for its text."""
-    codes = model.codec.encode(mel[None])[0]
+def named_at(model: OmniModel, mel: Tensor, characters: list[int], clip: str) -> tuple[list[int], int]:
+    """mel (T,mels) and the characters said in it → the slot of the CTC head that names each, increasing, and how many slots there are. Raises
+    DataError for a clip that is too short for its text."""
     states, _ = model.audio_encoder(mel[None])
     log_probabilities = model.audio_encoder.ctc_logits(states)[0].float().log_softmax(-1)
     named = ctc_alignment(log_probabilities, characters)
     if named is None:
         raise DataError(f"{clip}: {len(mel)} frames are too short for the {len(characters)} characters of its text")
+    return named, len(log_probabilities)
+
+
+@torch.no_grad()
+def measure(model: OmniModel, mel: Tensor, characters: list[int], clip: str) -> Spoken:
+    """The codes of a clip and how long its characters last. Raises DataError for a clip that is too short for its text."""
+    codes = model.codec.encode(mel[None])[0]
+    named, n_named = named_at(model, mel, characters, clip)
     n_slots = len(codes) * SLOTS
-    scale = n_slots / len(log_probabilities)
+    scale = n_slots / n_named
     return Spoken(codes, durations([int(slot * scale) for slot in named], n_slots))
 
 

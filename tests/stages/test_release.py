@@ -63,7 +63,7 @@ def rows_of(run) -> list[dict]:
     return [json.loads(line) for name in (*run.data.train, *run.data.validation) for line in Path(name).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("step", ["audio", "audio-natural", "audio-more", "codec"])
+@pytest.mark.parametrize("step", ["audio", "audio-natural", "audio-more", "codec", "speech-lm"])
 def test_no_held_out_sentence_reaches_training_in_any_voice(data, work, step):
     said = {normalised(row["text"]) for row in rows_of(release.release_run(step, data, work))}
     assert normalised("A table for two, please.") in said and normalised("Only the dev file says this sentence.") not in said
@@ -100,6 +100,8 @@ def test_unknown_steps_and_missing_data_are_said(data, work, tmp_path):
         release.release_run("text", tmp_path / "empty", work)
     with pytest.raises(ConfigError, match="train its stage first: muomni train release --stage text"):
         release.publish(work, tmp_path / "out")
+    with pytest.raises(ConfigError, match="train its stage first: muomni train release --stage speech-lm"):
+        release.publish_speech_lm(work, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -123,3 +125,24 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
         "vision-more",
     ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
+
+
+@pytest.mark.slow
+def test_the_speech_lm_is_trained_and_published_by_itself(data, work, tmp_path, monkeypatch):
+    from omni.checkpoint import save_model
+    from omni.omni_model import OmniModel
+    from omni.speech_lm import SpeechLM
+
+    monkeypatch.setattr(release, "VALIDATION", 0.5)
+    torch.manual_seed(0)
+    for step, component in (("audio-more", "audio_encoder"), ("codec", "codec"), ("vocoder", "vocoder")):
+        part = OmniModel(preset("nano"), [component])
+        save_model(work / step, part.tensors(), part.config, part.components, None)
+    row = release.train_step("speech-lm", data, work)
+    assert row["steps"] == 2 and row["data"]["hours"] > 0
+    release.publish_speech_lm(work, tmp_path / "out")
+    saved = load_model(tmp_path / "out")
+    assert saved.components == ("speech_lm", "codec", "vocoder")
+    assert {t.dtype for t in saved.tensors.values() if t.is_floating_point()} == {torch.bfloat16}
+    assert [row["step"] for row in saved.extra["training"]] == ["speech-lm"]
+    assert SpeechLM.from_pretrained(tmp_path / "out", "cpu").say("A table.").duration_s > 0

@@ -1,0 +1,112 @@
+"""Both systems in one table: writes the part of docs/speech-lm.md between its marks from the results of `muomni eval speech-lm`, `tts` and `asr`,
+from what the steps of the recipe left in their run folders, and from the two short runs that differ in the optimizer (benchmarks/curves.py).
+
+    python benchmarks/speech_lm_report.py results/speech-lm.json --tts results/tts.json --asr results/asr.json --work runs/release \\
+        --optimizers docs/speech-lm-optimizers.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from speech_report import percent, table
+
+from omni.config import preset
+from omni.evaluation.judge import WHISPER_BASE
+from omni.omni_model import OmniModel
+from omni.parameters import count
+
+PAGE = Path("docs/speech-lm.md")
+BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
+
+Result = dict[str, Any]
+
+
+def speaking(lm: Result, tts: Result | None) -> Iterator[str]:
+    """Every voice: what Whisper base hears of both systems, and of the speech LM against another text."""
+    yield "Held-out sentences, said aloud: errors in % with 95 % intervals, heard by Whisper base\n"
+    rows = []
+    for voice, metrics in lm["metrics"]["speaking"].items():
+        systems = {"speech LM": metrics, "speech LM, another text": lm["baselines"]["speaking"][voice]["swapped_text"]}
+        if tts is not None and voice in tts["metrics"]:
+            systems["μOmni"] = tts["metrics"][voice]["talker"]
+            systems |= {name.replace("_", " "): row for name, row in tts["ceilings"][voice].items() if name == "recordings"}
+        for name, row in systems.items():
+            cells = [voice, name]
+            for length in ("short", "long"):
+                found = row.get(length)
+                heard = found and found[WHISPER_BASE]
+                cells += [str(found["items"]) if found else "", percent(heard, "wer"), percent(heard, "cer")]
+            rows.append(cells)
+    yield from table(["voice", "", "short", "WER", "CER", "long", "WER", "CER"], rows)
+
+
+def hearing(lm: Result, asr: Result | None) -> Iterator[str]:
+    """Every reader: what both systems write of the same clips."""
+    yield "Held-out clips, written down: errors in % with 95 % intervals\n"
+    rows = []
+    for reader, metrics in lm["metrics"]["hearing"].items():
+        systems = {"speech LM": metrics, "speech LM, another clip": lm["baselines"]["hearing"][reader]["shuffled_audio"]}
+        if asr is not None and reader in asr["metrics"]:
+            systems |= {f"μOmni, {how}": asr["metrics"][reader][how] for how in ("greedy", "beam") if asr["metrics"][reader].get(how)}
+        systems |= {f"Whisper base on {name}": row for name, row in lm["ceilings"]["hearing"][reader].items()}
+        rows += [[reader, name, str(metrics["items"]), percent(row, "wer"), percent(row, "cer")] for name, row in systems.items()]
+    yield from table(["reader", "", "clips", "WER", "CER"], rows)
+
+
+def amounts(lm: Result, work: Path | None) -> Iterator[str]:
+    """Of every part of both systems its parameters, and the speech and time that trained it."""
+    with torch.device("meta"):
+        model = OmniModel(preset("release"))
+    parts = {
+        "speech LM: says and hears": (lm["metrics"]["parameters"], ("speech-lm",)),
+        "μOmni's audio encoder: hears": (count(model.audio_encoder), ("audio", "audio-natural", "audio-more")),
+        "μOmni's Talker: says": (count(model.talker), ("talker",)),
+        "μOmni's Thinker: its states are the Talker's": (count(model.thinker), ("text", "chat")),
+        "codec and vocoder, of both": (count(model.codec) + count(model.vocoder), ("codec", "vocoder")),
+    }
+    rows = []
+    for name, (parameters, steps) in parts.items():
+        files = [work / step / "result.json" for step in steps] if work is not None else []
+        found = [json.loads(path.read_text()) for path in files if path.exists()]
+        row = ["", "", ""]
+        if found and len(found) == len(steps):
+            hours = max(step["data"].get("hours", 0) for step in found)
+            row = [f"{hours:.1f}" if hours else "", f"{sum(s['steps'] for s in found):,}", f"{sum(s['seconds'] for s in found) / 3600:.1f}"]
+        rows.append([name, f"{parameters:,}", *row])
+    yield from table(["part", "parameters", "hours of speech in an epoch, with repetitions", "updates", "hours of training"], rows)
+    paces = [row["real_time_factor"] for row in lm["metrics"]["speaking"].values()]
+    yield f"The speech LM takes {max(paces):.2f} s for a second of speech, many sentences at once.\n"
+
+
+def optimizers(curves: Result) -> Iterator[str]:
+    """When the run with Muon reaches the loss at which the one with AdamW alone ends."""
+    muon, adamw = (curves["steps"][f"speech-lm-{name}"]["curves"]["train/loss"] for name in ("muon", "adamw"))
+    last, goal = adamw[-1]
+    reached = next((step for step, loss in muon if loss <= goal), None)
+    when = f"has after {reached:,}" if reached is not None else f"does not reach in {muon[-1][0]:,}"
+    yield f"AdamW alone ends its {last:,} updates at a training loss of {goal:.3f}, which Muon {when} ([curves](speech-lm-optimizers.svg)).\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("speech_lm", type=Path)
+    for name in ("tts", "asr", "work", "optimizers"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    chosen = parser.parse_args()
+    lm, tts, asr, curves = (
+        json.loads(path.read_text()) if path is not None else None for path in (chosen.speech_lm, chosen.tts, chosen.asr, chosen.optimizers)
+    )
+    lines = [*amounts(lm, chosen.work), *speaking(lm, tts), *hearing(lm, asr), *(optimizers(curves) if curves is not None else ())]
+    before, _, rest = chosen.page.read_text(encoding="utf-8").partition(BEGIN)
+    chosen.page.write_text(before + BEGIN + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The trainer of the second system as its document has it: a face of the one Trainer.
+
+config = MultimodalPretrainingConfig()
+model, metrics = MultimodalPretrainingTrainer(config).train(train_loader, val_loader)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omni.checkpoint import load_model
+from omni.config import MultimodalPretrainingConfig, RunConfig, SpeechLMConfig, parse
+from omni.data.multimodal import MultimodalBatch, MultimodalDataset
+from omni.errors import ConfigError
+from omni.speech_lm import MultimodalLLM
+from omni.speech_tokens import TextTokenizer
+from omni.stages.speech_lm import SpeechLMStage
+from omni.tokenizer import BPETokenizer
+from omni.training.stage import Splits
+from omni.training.trainer import train
+
+
+class _GivenDataStage(SpeechLMStage):
+    """Stage speech-lm on data sets that are there already."""
+
+    needs = ()
+
+    def __init__(self, run: RunConfig, train_data: MultimodalDataset, validation: MultimodalDataset | None) -> None:
+        super().__init__(run)
+        self._data = train_data, validation
+        own: TextTokenizer = train_data.text_tokenizer
+        self.tokenizer = own if isinstance(own, BPETokenizer) else None
+
+    def build_data(self) -> Splits[MultimodalBatch]:
+        train_data, validation = self._data
+        return self.splits(train_data, [] if validation is None else validation)
+
+
+class MultimodalPretrainingTrainer:
+    """Trains a `MultimodalLLM` in `config.output_dir`. The same call again continues a run that was interrupted, or one whose `max_steps` was
+    raised."""
+
+    def __init__(self, config: MultimodalPretrainingConfig) -> None:
+        self.config = config
+
+    def train(
+        self, train_loader: Any, val_loader: Any = None, *, resume: bool = True, device: str | None = None
+    ) -> tuple[MultimodalLLM, dict[str, float]]:
+        """The model (its best, by the loss on the validation data, if there are any) and its scores. Loaders are DataLoaders over a
+        `MultimodalDataset`, or such data sets themselves: of a DataLoader only the data set is used, since the order is the Trainer's, so that a
+        run can be continued. Raises ConfigError where data and configuration contradict each other."""
+        train_data, validation = _data_of(train_loader), None if val_loader is None else _data_of(val_loader)
+        for data in (train_data, validation):
+            if data is not None:
+                self._check(data)
+        if (size := getattr(train_loader, "batch_size", self.config.batch_size)) != self.config.batch_size:
+            raise ConfigError(f"train_loader has batch_size {size}, and the configuration {self.config.batch_size}; make them equal")
+        train(_GivenDataStage(self.run(train_data), train_data, validation), resume=resume, device=device)
+        saved = load_model(self.config.output_dir)
+        return MultimodalLLM.from_saved(saved), dict(saved.extra["metrics"])
+
+    def _check(self, data: MultimodalDataset) -> None:
+        config, rate = self.config, data.audio_tokenizer.sample_rate_hz
+        if rate != config.audio_sample_rate:
+            raise ConfigError(f"audio_sample_rate {config.audio_sample_rate}: the audio tokenizer works at {rate} Hz; set it to that")
+        if data.max_audio_duration > config.max_audio_duration:
+            raise ConfigError(
+                f"max_audio_duration {config.max_audio_duration:g}: the data set has clips of up to {data.max_audio_duration:g} s; make them equal"
+            )
+
+    def run(self, data: MultimodalDataset) -> RunConfig:
+        """The configuration as the Trainer has it. How sequences are made, and how long they may be, is for the data set's to say."""
+        config = self.config
+        words: SpeechLMConfig = data.config.model_copy(
+            update={
+                "d_model": config.d_model,
+                "n_heads": config.n_heads,
+                "n_kv_heads": config.n_kv_heads,
+                "n_layers": config.n_layers,
+                "d_ff": config.d_ff,
+                "dropout": config.dropout,
+                "audio_weight": config.audio_weight,
+                "text_weight": config.text_weight,
+            }
+        )
+        raw = {
+            "stage": "speech-lm",
+            "model": {"speech_lm": words.model_dump()},
+            "train": {
+                "steps": config.max_steps,
+                "batch_size": config.batch_size,
+                "micro_batch_size": config.batch_size,
+                "optimizer": config.optimizer,
+                "learning_rate": config.learning_rate,
+                "warmup_steps": min(config.warmup_steps, config.max_steps),
+                "weight_decay": config.weight_decay,
+                "evaluate_every": config.eval_every,
+                "checkpoint_every": config.save_every,
+                "seed": config.seed,
+            },
+            "out_dir": config.output_dir,
+        }
+        return parse(RunConfig, raw, "MultimodalPretrainingConfig")
+
+
+def _data_of(loader: Any) -> MultimodalDataset:
+    data = getattr(loader, "dataset", loader)
+    if not isinstance(data, MultimodalDataset):
+        raise ConfigError(f"a loader needs a MultimodalDataset, found {type(data).__name__}")
+    return data

@@ -1,0 +1,174 @@
+"""The speech LM: one language model learns to say text and to write down sound (omni.speech_lm).
+
+The codes are those of a trained codec. Where text and sound are side by side, a trained audio encoder says when each text id is said; neither
+is part of the model, and neither changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from omni.audio_tokenizers import SPEAKING, CodecTokenizer, SNACTokenizer
+from omni.characters import encode_characters
+from omni.config import RunConfig
+from omni.data.collate import IGNORE
+from omni.data.datasets import without_infeasible_clips
+from omni.data.manifests import Manifests
+from omni.data.multimodal import Aligner, MultimodalBatch, MultimodalDataset
+from omni.omni_model import OmniModel, with_section
+from omni.speech_lm import COMPONENT, MultimodalLLM
+from omni.stages.base import OmniStage
+from omni.stages.data import open_splits, own_tokenizer
+from omni.stages.talker import named_at
+from omni.tokenizer import BPETokenizer
+from omni.training.losses import CHUNK_LOGITS, next_token_loss
+from omni.training.stage import Context, Examples, Export, Splits, Term
+
+MODALITIES = ("audio", "text")  # what the model decides: sound when it speaks, text when it hears
+
+
+def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> Aligner:
+    """When each text id is said: where the audio encoder names the last of its characters."""
+
+    def times(wave: np.ndarray, ids: list[int], clip: str) -> list[float]:
+        characters: list[int] = []
+        n_until = []  # characters up to the end of each id
+        for piece in tokenizer.pieces(ids):
+            characters += encode_characters(piece)
+            n_until.append(len(characters))
+        named, n_slots = named_at(model, model.log_mel(torch.from_numpy(wave)), characters, clip)
+        slot_s = len(wave) / model.config.audio.sample_rate_hz / n_slots
+        return [named[n - 1] * slot_s if n else 0.0 for n in n_until]
+
+    return times
+
+
+class SpeechLMStage(OmniStage[MultimodalBatch]):
+    """`muomni train speech-lm --config configs/speech_lm_tiny.json`: next-token loss on what the grammar leaves to choose, a mean over all
+    targets, weighted by what they are of."""
+
+    name = "speech-lm"
+    best_metric, best_mode = "loss", "min"
+    unit = "tokens"
+    needs: tuple[str, ...] = ("codec",)
+
+    def __init__(self, run: RunConfig) -> None:
+        if run.model.speech_lm.side_by_side and "codec" in self.needs:
+            self.needs = (*self.needs, "audio_encoder")
+        super().__init__(run)
+        if "vocoder" in self.sources:
+            self.needs = (*self.needs, "vocoder")
+            self.config = self._config()
+
+    # --- data
+
+    def build_data(self) -> Splits[MultimodalBatch]:
+        words, parts = self.config.speech_lm, self.build_omni().eval()
+        train, validation = (self._usable(rows) for rows in open_splits(self.run, ("audio", "text")))
+        self.tokenizer = own_tokenizer(self.run, train, words.text_vocab_size)
+        sounds = CodecTokenizer(parts, words.codebooks)
+        aligner = ctc_aligner(parts, self.tokenizer) if words.side_by_side else None
+        limit_s = self.run.data.max_audio_s
+        sides = [
+            MultimodalDataset(rows, self.tokenizer, sounds, config=words, max_audio_duration=limit_s, aligner=aligner)
+            for rows in (train, validation)
+        ]
+        return self.splits(sides[0], sides[1])
+
+    def _usable(self, rows: Manifests) -> Manifests:
+        return without_infeasible_clips(rows, self.config) if self.config.speech_lm.side_by_side else rows
+
+    def splits(self, train: MultimodalDataset, validation: Examples) -> Splits[MultimodalBatch]:
+        """These data, and from now on a model that has their vocabulary."""
+        self.sounds = train.audio_tokenizer
+        vocabulary = train.vocabulary
+        sizes = {
+            "text_vocab_size": vocabulary.text_size,
+            "codebook_size": vocabulary.layout.codebook_size,
+            "code_rates": vocabulary.layout.rates,
+        }
+        self.config = self.config.model_copy(update={"speech_lm": self.config.speech_lm.model_copy(update=sizes)})
+        return Splits(train, validation, train.collate, length=lambda example: len(example.ids))
+
+    # --- model
+
+    def build_model(self) -> MultimodalLLM:
+        return MultimodalLLM(self.config.speech_lm)
+
+    def items(self, batch: MultimodalBatch, n_examples: int) -> int:
+        return int(batch.lengths.sum())
+
+    def counts(self, batch: MultimodalBatch) -> dict[str, int]:
+        return {name: int((self._labels(batch, name) != IGNORE).sum()) for name in MODALITIES}
+
+    def _labels(self, batch: MultimodalBatch, modality: str) -> Tensor:
+        """(B,T) with the labels of one modality alone."""
+        own = batch.speaks if modality == "audio" else ~batch.speaks
+        return batch.labels.masked_fill(~own[:, None], IGNORE)
+
+    def _weights(self) -> dict[str, float]:
+        words = self.config.speech_lm
+        return {"audio": words.audio_weight, "text": words.text_weight}
+
+    def loss(self, model: MultimodalLLM, batch: MultimodalBatch, context: Context) -> dict[str, Term]:
+        """Σ weight · nats / Σ weight over the targets of the global batch."""
+        hidden = model.hidden_states(self._untold(model, batch.input_ids))
+        weights = self._weights()
+        whole = max(sum(weights[name] * context.totals.get(name, 0) for name in MODALITIES), 1e-9)
+        terms = {}
+        for name in MODALITIES:
+            term = next_token_loss(hidden, model.lm_head, self._labels(batch, name))
+            # the Trainer divides by the modality's own count: with this weight the quotient is the one above
+            terms[name] = Term(term.sum, term.count, weights[name] * context.totals.get(name, 0) / whole)
+        return terms
+
+    def _untold(self, model: MultimodalLLM, ids: Tensor) -> Tensor:
+        """In training some codes are hidden, so that the model leans on the text when it speaks, and on more than one code when it hears."""
+        share, codes = self.config.speech_lm.code_dropout, model.vocabulary.audio
+        if not (model.training and share):
+            return ids
+        hide = (ids >= codes.start) & (ids < codes.stop) & (torch.rand(ids.shape, device=ids.device) < share)
+        return ids.masked_fill(hide, model.vocabulary.hidden)
+
+    def evaluate(self, model: MultimodalLLM, batches: Iterable[MultimodalBatch]) -> dict[str, float]:
+        """The loss, and of each modality perplexity and accuracy over its targets."""
+        nats, right, count = (dict.fromkeys(MODALITIES, 0.0) for _ in range(3))
+        for batch in batches:
+            hidden = model.hidden_states(batch.input_ids)
+            for name in MODALITIES:
+                labels = self._labels(batch, name)
+                nats[name] += float(next_token_loss(hidden, model.lm_head, labels).sum)
+                right[name] += _n_right(model, hidden, labels)
+                count[name] += int((labels != IGNORE).sum())
+        weights = self._weights()
+        whole = sum(weights[name] * count[name] for name in MODALITIES)
+        metrics = {"loss": sum(weights[name] * nats[name] for name in MODALITIES) / max(whole, 1e-9)}
+        for name in MODALITIES:
+            metrics[f"{name}_perplexity"] = math.exp(min(nats[name] / max(count[name], 1), 50.0))
+            metrics[f"{name}_accuracy"] = right[name] / max(count[name], 1)
+        return metrics
+
+    def export(self, model: nn.Module) -> Export:
+        """The language model, with its text tokenizer and with what makes sound of its codes."""
+        tensors = {f"{COMPONENT}.{name}": tensor for name, tensor in model.state_dict().items()}
+        components, config, extra = [COMPONENT], self.config, {"stage": self.name}
+        if isinstance(self.sounds, CodecTokenizer):
+            speaking = [name for name in self.sounds.model.components if name in SPEAKING]
+            components += speaking
+            tensors |= self.sounds.model.tensors(speaking)
+            for name in ("audio", *speaking):
+                config = with_section(config, name, self.sounds.model.config)
+        elif isinstance(self.sounds, SNACTokenizer):
+            extra["snac"] = self.sounds.name
+        return Export(tensors, config, components, self.tokenizer.serialized if self.tokenizer is not None else None, extra)
+
+
+def _n_right(model: MultimodalLLM, hidden: Tensor, labels: Tensor) -> int:
+    """How many of the labels (B,T) are the likeliest id, given the states (B,T,d)."""
+    rows = (labels != IGNORE).nonzero(as_tuple=True)
+    pairs = zip(*(x[rows].split(max(1, CHUNK_LOGITS // model.config.vocab_size)) for x in (hidden, labels)), strict=True)
+    return sum(int((model.lm_head(h).argmax(-1) == y).sum()) for h, y in pairs)

@@ -1,0 +1,118 @@
+"""Pairs as sequences: both ways, side by side where somebody says when, and clear words for rows that are no use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omni.audio import save_audio
+from omni.config import SpeechLMConfig
+from omni.data.collate import IGNORE
+from omni.data.multimodal import MultimodalDataset
+from omni.errors import ConfigError, DataError
+
+SIDE_BY_SIDE = SpeechLMConfig(lead_frames=1, lag_frames=1, voices=("ada", "ben"))
+
+
+@pytest.fixture
+def rows(beeped) -> list[dict]:
+    return [{"audio": beeped(text), "text": text, "speaker": speaker} for text, speaker in (("bad cab", "ben"), ("hi", "ada"))]
+
+
+def test_every_pair_is_said_and_heard(rows, letters, beeps) -> None:
+    data = MultimodalDataset(rows, letters, beeps)
+    v = data.vocabulary
+    assert len(data) == 4 and v.text_size == 11
+    said, heard = data[2], data[3]
+    frames = [[v.text_size + i for i in frame] for frame in beeps.layout.frames([[7 % 6, 8 % 6], [5 - 7 % 6, 5 - 8 % 6]])]
+    assert said.speaks and said.ids == v.speaking_ids([7, 8], frames, None)
+    assert not heard.speaks and heard.ids == v.hearing_ids([7, 8], frames, None)
+    assert [i for i, c in zip(heard.ids, heard.chosen, strict=True) if c] == [7, 8, v.text_end]
+    assert not any(c for i, c in zip(said.ids, said.chosen, strict=True) if i in v.text)
+
+
+def test_text_stands_beside_its_sound(rows, letters, beeps) -> None:
+    """Letter n is said in frame n, so it leads by one when spoken and lags by one when heard."""
+    data = MultimodalDataset(
+        rows, letters, beeps, config=SIDE_BY_SIDE, aligner=lambda wave, ids, clip: [0.1 * n + 0.05 for n in range(len(ids))]
+    )
+    v, frame = data.vocabulary, lambda n: [11 + n % 6, 17 + 5 - n % 6]
+    said, heard = data[2].ids, data[3].ids
+    assert said == [v.voice(0), v.text_start, 7, 8, v.text_end, v.audio_start, v.frame_id, *frame(7), v.frame_id, *frame(8), v.audio_end]
+    assert heard == [v.audio_start, v.frame_id, *frame(7), 7, v.frame_id, *frame(8), v.audio_end, 8, v.text_end]
+    assert data[0].ids[0] == v.voice(1)
+    assert data[0].ids.index(v.audio_start) < data[0].ids.index(v.text_end)
+
+
+def test_a_batch_predicts_what_was_chosen_and_pads_behind(rows, letters, beeps) -> None:
+    data = MultimodalDataset(rows, letters, beeps)
+    examples = [data[i] for i in range(4)]
+    batch = data.collate(examples)
+    assert batch.input_ids.shape == batch.labels.shape == (4, max(len(e.ids) for e in examples) - 1)
+    assert batch.speaks.tolist() == [True, False, True, False]
+    for row, example in enumerate(examples):
+        n = len(example.ids) - 1
+        assert batch.lengths[row] == n
+        assert batch.input_ids[row, :n].tolist() == example.ids[:-1]
+        assert set(batch.input_ids[row, n:].tolist()) <= {data.vocabulary.pad}
+        assert [i for i in batch.labels[row].tolist() if i != IGNORE] == [i for i, c in zip(example.ids, example.chosen, strict=True) if c]
+        assert set(batch.labels[row, n:].tolist()) <= {IGNORE}
+
+
+def test_a_clip_is_prepared_and_encoded_once(rows, letters, beeps, monkeypatch) -> None:
+    seen = []
+
+    def louder(audio):
+        seen.append(len(audio))
+        return (audio + 1)[None]
+
+    data = MultimodalDataset(rows, letters, beeps, audio_preprocessor=louder)
+    assert data[0].ids != MultimodalDataset(rows, letters, beeps)[0].ids
+    assert data[1].ids and data[0].ids and seen == [70]
+
+
+def test_manifests_and_lists_of_files_are_the_same(rows, letters, beeps, beeped, tmp_path: Path) -> None:
+    save_audio(tmp_path / "a.wav", beeped("bad cab") / 8, 100)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "bad cab", "duration_s": 0.7}) + "\n")
+    listed = MultimodalDataset([{"audio": str(tmp_path / "a.wav"), "text": "bad cab"}], letters, beeps)
+    assert MultimodalDataset(str(tmp_path / "rows.jsonl"), letters, beeps)[0].ids == listed[0].ids
+    paths = []
+    data = MultimodalDataset(str(tmp_path / "rows.jsonl"), letters, beeps, lambda path: paths.append(path) or beeped("hi"))
+    assert data[1].ids == MultimodalDataset([{"audio": beeped("hi"), "text": "bad cab"}], letters, beeps)[1].ids
+    assert paths == [tmp_path / "a.wav"]
+
+
+def test_clips_of_other_speakers_are_heard_only(rows, letters, beeps) -> None:
+    config = SpeechLMConfig(voices=("ada", "ben"))
+    others = [rows[0], rows[1] | {"speaker": "eve"}, {k: v for k, v in rows[1].items() if k != "speaker"}]
+    data = MultimodalDataset(others, letters, beeps, config=config)
+    assert [data[i].speaks for i in range(len(data))] == [True, False, False, True, False]
+    assert data[2].ids == data[4].ids and data[3].ids[0] == data.vocabulary.voice(0)
+    with pytest.raises(DataError, match="no clip is of one of the voices of the configuration: ada, ben"):
+        MultimodalDataset(others[1:2], letters, beeps, config=config)
+
+
+def test_what_cannot_be_used_is_named(rows, letters, beeps, tmp_path: Path) -> None:
+    def message(row: dict, **settings) -> str:
+        with pytest.raises(DataError) as caught:
+            MultimodalDataset([rows[1], row], letters, beeps, **settings)[2]
+        return str(caught.value)
+
+    assert message({"text": "a"}) == "row 1: has no 'audio'"
+    assert message({"audio": np.zeros(2000), "text": "a"}).startswith("row 1: 20.0 s exceed the 10 s of max_audio_duration")
+    assert message({"audio": {"array": [0.0]}, "text": "a"}).startswith("row 1: 'audio' is neither a file nor a waveform, found {'array'")
+    assert message({"audio": np.zeros((2, 9)), "text": "a"}) == "row 1: a waveform is one row of samples, found an array of shape (2, 9)"
+    assert message(rows[0] | {"text": "xyz"}) == "row 1: the text is empty"
+    assert "row 1: text and sound take 32 ids, and speech_lm.context_length is 30" in message(
+        rows[0], config=SpeechLMConfig(context_length=30)
+    )
+    with pytest.raises(ConfigError, match="need an aligner"):
+        MultimodalDataset(rows, letters, beeps, config=SIDE_BY_SIDE)
+    (tmp_path / "rows.jsonl").write_text('{"audio": "rows.jsonl", "text": "a"}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:1: .*not a readable audio file"):
+        MultimodalDataset(tmp_path / "rows.jsonl", letters, beeps)[0]
+    with pytest.raises(IndexError):
+        MultimodalDataset(rows, letters, beeps)[4]

@@ -1,0 +1,231 @@
+"""Stage speech-lm: the loss is the weighted mean that it says, everything trains once, and what it exports says and hears by itself."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from omni.audio import save_audio
+from omni.audio_tokenizers import CodecTokenizer
+from omni.checkpoint import load_model, save_model
+from omni.config import RunConfig, SpeechLMConfig, parse, preset
+from omni.data.collate import IGNORE
+from omni.data.multimodal import MultimodalDataset
+from omni.errors import CheckpointError
+from omni.omni_model import OmniModel
+from omni.speech_lm import COMPONENT, MultimodalLLM, SpeechLM
+from omni.stages import STAGES
+from omni.stages.speech_lm import SpeechLMStage, ctc_aligner
+from omni.training.optimizers import make_optimizers
+from omni.training.stage import Context, local_context
+from omni.training.trainer import train
+
+TEXTS = ["A cat sat here.", "The old house.", "It looked at me.", "Two small stars."]
+SETTINGS = {
+    "text_vocab_size": 300,
+    "d_model": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "d_ff": 16,
+    "context_length": 512,
+    "voices": ["ada"],
+}
+SIDE_BY_SIDE = {"lead_frames": 2, "lag_frames": 3, "code_dropout": 0.2}
+
+MakeRun = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> MakeRun:
+    """Makes runs on four clips and a random codec, with a random audio encoder."""
+    folder = tmp_path_factory.mktemp("speech_lm")
+    torch.manual_seed(0)
+    parts = OmniModel(preset("nano"), ["codec", "audio_encoder"])
+    save_model(folder / "parts", parts.tensors(), parts.config, parts.components, None)
+    for i in range(4):
+        save_audio(folder / f"{i}.wav", np.random.default_rng(i).standard_normal(16_000 + 3_000 * i).astype(np.float32) * 0.1, 16_000)
+    lines = [json.dumps({"audio": f"{i}.wav", "text": text, "speaker": "ada"}) + "\n" for i, text in enumerate(TEXTS)]
+    (folder / "train.jsonl").write_text("".join(lines[:3]))
+    (folder / "validation.jsonl").write_text(lines[3])
+
+    def make(out: str = "run", **settings: Any) -> RunConfig:
+        words = SETTINGS | settings.pop("speech_lm", {})
+        raw = {
+            "stage": "speech-lm",
+            "preset": "nano",
+            "model": {"speech_lm": words},
+            "init_from": [str(folder / "parts")],
+            "data": {"train": [str(folder / "train.jsonl")], "validation": [str(folder / "validation.jsonl")]},
+            "train": {"steps": 4, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 1, "precision": "float32", "optimizer": "muon"}
+            | settings,
+            "out_dir": str(folder / out),
+        }
+        return parse(RunConfig, raw, "test")
+
+    return make
+
+
+def built(run: RunConfig) -> tuple[SpeechLMStage, MultimodalLLM, Any]:
+    """The stage, a model with weights that matter, and all its training examples as a batch."""
+    stage = STAGES["speech-lm"](run)
+    assert isinstance(stage, SpeechLMStage)
+    splits = stage.build_data()
+    torch.manual_seed(0)
+    model = stage.build_model()
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.data *= 4.0
+    return stage, model, splits.collate([splits.train[i] for i in range(len(splits.train))])
+
+
+def test_the_loss_is_the_mean_over_weighted_targets(make_run: MakeRun) -> None:
+    stage, model, batch = built(make_run(speech_lm={"audio_weight": 2.0, "text_weight": 0.5}))
+    nats = F.cross_entropy(model(batch.input_ids).flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE, reduction="none").view_as(
+        batch.labels
+    )
+    weights = torch.where(batch.speaks[:, None], 2.0, 0.5) * (batch.labels != IGNORE)
+    expected = (weights * nats).sum() / weights.sum()
+    context = local_context(stage, model, batch)
+    terms = stage.loss(model, batch, context)
+    loss = sum(term.weight * term.sum / context.totals[name] for name, term in terms.items())
+    torch.testing.assert_close(loss, expected)
+    assert stage.evaluate(model.eval(), [batch])["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_perplexity_and_accuracy_are_of_each_modality(make_run: MakeRun) -> None:
+    stage, model, batch = built(make_run())
+    metrics = stage.evaluate(model.eval(), [batch])
+    with torch.no_grad():
+        logits = model(batch.input_ids)
+    for name, rows in (("audio", batch.speaks), ("text", ~batch.speaks)):
+        kept = (batch.labels != IGNORE) & rows[:, None]
+        assert metrics[f"{name}_accuracy"] == pytest.approx((logits.argmax(-1) == batch.labels)[kept].float().mean().item())
+        assert metrics[f"{name}_perplexity"] == pytest.approx(F.cross_entropy(logits[kept], batch.labels[kept]).exp().item(), rel=1e-4)
+
+
+def test_every_parameter_is_optimised_exactly_once_and_moves(make_run: MakeRun) -> None:
+    stage, model, batch = built(make_run())
+    (objective,) = stage.objectives(model)
+    optimizers = make_optimizers(model, objective, stage.run.train)
+    assert [type(o).__name__ for o in optimizers] == ["AdamW", "Muon"]
+    names = {id(p): name for name, p in model.named_parameters()}
+    held = [[names[id(p)] for group in o.param_groups for p in group["params"]] for o in optimizers]
+    assert sorted(held[0] + held[1]) == sorted(names.values())
+    assert held[1] and all(".blocks." in name and name.endswith(".weight") for name in held[1])
+    assert "tok_emb.weight" in held[0] and not [name for name in held[0] if "qkv" in name or "gate_up" in name]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    sum(term.sum for term in stage.loss(model, batch, Context({"audio": 1, "text": 1})).values()).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+
+
+def test_some_codes_are_hidden_in_training_and_none_otherwise(make_run: MakeRun) -> None:
+    stage, model, batch = built(make_run(speech_lm={"code_dropout": 0.5}))
+    v, ids = model.vocabulary, batch.input_ids
+    hidden = stage._untold(model, ids)
+    is_code = (ids >= v.audio.start) & (ids < v.audio.stop)
+    assert torch.equal(hidden[~is_code], ids[~is_code])
+    assert 0.3 < (hidden[is_code] == v.hidden).float().mean() < 0.7
+    assert torch.equal(stage._untold(model.eval(), ids), ids)
+
+
+def test_text_ids_are_said_where_their_characters_are_found(make_run: MakeRun) -> None:
+    stage, _, _ = built(make_run(out="aligned", speech_lm=SIDE_BY_SIDE))
+    tokenizer, parts = stage.require_tokenizer(), stage.build_omni().eval()
+    ids = tokenizer.encode(TEXTS[0])
+    wave = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    times = ctc_aligner(parts, tokenizer)(wave, ids, "x")
+    assert len(times) == len(ids) and times == sorted(times) and times[0] >= 0 and times[-1] < 20_000 / 16_000
+    characters = [0.0, *ctc_aligner(parts, Spelled())(wave, list(TEXTS[0]), "x")]
+    ends = [len(tokenizer.decode(ids[: n + 1])) for n in range(len(ids))]
+    assert times == [characters[end] for end in ends]
+
+
+class Spelled:
+    """A tokenizer of one character an id."""
+
+    def pieces(self, ids: list[str]) -> list[str]:
+        return ids
+
+
+def test_a_trained_folder_says_and_hears_by_itself(make_run: MakeRun) -> None:
+    run = make_run(out="trained", speech_lm=SIDE_BY_SIDE | {"codebooks": 2})
+    result = train(STAGES["speech-lm"](run), device="cpu")
+    assert set(result.metrics) == {"loss", "audio_perplexity", "audio_accuracy", "text_perplexity", "text_accuracy"}
+    saved = load_model(run.out_dir)
+    assert saved.components == (COMPONENT, "codec")
+    assert saved.config.speech_lm.code_rates == (1, 1) and saved.config.codec == preset("nano").codec
+    lm = SpeechLM.from_pretrained(run.out_dir, "cpu")
+    assert isinstance(lm.audio_tokenizer, CodecTokenizer) and lm.voices == ("ada",)
+    speech = lm.say("A small cat.", "ada")
+    assert speech.codes.shape[1] == 2 and len(speech.waveform) == len(speech.codes) * 1280
+    assert isinstance(lm.transcribe(speech.waveform), str)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(make_run: MakeRun) -> None:
+    settings = {"speech_lm": {"dropout": 0.1, "code_dropout": 0.1}, "checkpoint_every": 2, "evaluate_every": 2}
+    whole, parted = make_run(out="whole", **settings), make_run(out="parted", **settings)
+    train(STAGES["speech-lm"](whole), device="cpu")
+
+    class Stop(Exception):
+        pass
+
+    def stop(event: Any) -> None:
+        if event.kind == "update" and event.step == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(STAGES["speech-lm"](parted), device="cpu", on_event=stop)
+    train(STAGES["speech-lm"](parted), device="cpu")
+    first, second = (load_model(Path(run.out_dir) / "checkpoints" / "step-00000004").tensors for run in (whole, parted))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_a_codec_or_aligner_the_stage_says_what_it_needs(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(CheckpointError, match="needs a trained codec"):
+        STAGES["speech-lm"](run.model_copy(update={"init_from": ()}))
+    codec = OmniModel(preset("nano"), ["codec"])
+    folder = Path(run.out_dir).parent / "codec"
+    save_model(folder, codec.tensors(), codec.config, codec.components, None)
+    aligned = make_run(speech_lm=SIDE_BY_SIDE).model_copy(update={"init_from": (str(folder),)})
+    with pytest.raises(CheckpointError, match="needs a trained audio_encoder"):
+        STAGES["speech-lm"](aligned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"lead_frames": 0, "lag_frames": 1}], ids=["one after the other", "side by side"])
+def test_texts_that_it_was_not_trained_on_are_said_and_heard(letters, beeps, beeped, settings: dict) -> None:
+    """Sound from text, text from sound: greedy decoding gives the other side of an unseen pair exactly."""
+    words = SpeechLMConfig.model_validate(SETTINGS | {"voices": (), "d_model": 48, "d_ff": 96, "n_layers": 2} | settings)
+    chance = random.Random(0)
+    # no two of these letters sound alike: side by side, none can wait for the next
+    texts = sorted({"".join(chance.choices("abcdf ", k=chance.randint(3, 8))).strip() or "a" for _ in range(500)})
+    chance.shuffle(texts)
+    aligner = lambda wave, ids, clip: [0.1 * n + 0.05 for n in range(len(ids))]  # noqa: E731
+    data = MultimodalDataset([{"audio": beeped(t), "text": t} for t in texts[10:]], letters, beeps, config=words, aligner=aligner)
+    v = data.vocabulary
+    sizes = {"text_vocab_size": v.text_size, "codebook_size": v.layout.codebook_size, "code_rates": v.layout.rates}
+    torch.manual_seed(0)
+    model = MultimodalLLM(words.model_copy(update=sizes))
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=0.0)
+    for _ in range(700):
+        batch = data.collate([data[i] for i in chance.sample(range(len(data)), 32)])
+        loss = F.cross_entropy(model(batch.input_ids).flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    lm = SpeechLM(model, letters, beeps)
+    for text in (" ".join(text.split()) for text in texts[:10]):
+        assert np.array_equal(lm.say(text).waveform, beeped(text))
+        assert lm.transcribe(beeped(text)) == text

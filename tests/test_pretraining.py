@@ -1,0 +1,188 @@
+"""The document's trainer: its examples run, settings reach the one Trainer, and a run is continued."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.utils.data import DataLoader
+
+from omni import MultimodalPretrainingConfig, MultimodalPretrainingTrainer
+from omni.audio import save_audio
+from omni.checkpoint import save_model
+from omni.config import preset
+from omni.errors import ConfigError
+from omni.omni_model import OmniModel
+from omni.speech_lm import MultimodalDataset, SNACTokenizer, SpeechLM
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["bad cab", "hide", "a big jig", "hi"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> MultimodalPretrainingConfig:
+    """Small, for beeps."""
+    return MultimodalPretrainingConfig(
+        d_model=16,
+        n_heads=2,
+        n_kv_heads=1,
+        n_layers=1,
+        d_ff=16,
+        batch_size=2,
+        max_steps=3,
+        audio_sample_rate=100,
+        output_dir=str(tmp_path / "run"),
+    )
+
+
+@pytest.fixture
+def dataset(letters, beeps, beeped) -> MultimodalDataset:
+    return MultimodalDataset([{"audio": beeped(text), "text": text} for text in TEXTS], letters, beeps)
+
+
+def loaders(data: MultimodalDataset, batch_size: int = 2) -> tuple[DataLoader, DataLoader]:
+    return tuple(DataLoader(data, batch_size=batch_size, collate_fn=data.collate) for _ in range(2))  # type: ignore[return-value, arg-type]
+
+
+def test_the_documents_example(config, dataset, letters, beeps) -> None:
+    config.audio_weight = 2.0  # Higher weight for audio
+    config.text_weight = 0.5  # Lower weight for text
+    train_loader, val_loader = loaders(dataset)
+
+    trainer = MultimodalPretrainingTrainer(config)
+    model, metrics = trainer.train(train_loader, val_loader)
+    assert {"loss", "audio_perplexity", "text_accuracy"} <= set(metrics)
+    assert model.speech_config.audio_weight == 2.0
+
+    text_tokens = letters.encode("cab")
+    audio_tokens = model.generate_audio(text_tokens, beeps)
+    audio = beeps.decode_audio(audio_tokens)
+    assert len(audio) % 10 == 0 and len(audio)
+    text_tokens = model.generate_text(audio_tokens)
+    assert isinstance(letters.decode(text_tokens), str)
+
+
+@pytest.mark.slow
+def test_the_documents_examples_on_snac_and_a_text_tokenizer_from_a_folder(random_snac, tmp_path: Path) -> None:
+    """Word for word, but for the package's name, folders for what a hub would give, and soundfile for torchaudio."""
+    transformers = pytest.importorskip("transformers")
+    import soundfile
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", "the", "rain", "has", "stopped"])}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "text")
+    data = []
+    for i in range(2):
+        save_audio(tmp_path / f"{i}.wav", np.random.default_rng(i).standard_normal(900).astype(np.float32) * 0.1, 24_000)
+        data.append({"audio": str(tmp_path / f"{i}.wav"), "text": "the rain has stopped"})
+
+    config = MultimodalPretrainingConfig(d_model=16, n_heads=2, n_layers=1, batch_size=2, max_steps=2, output_dir=str(tmp_path / "run"))
+    text_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "text")
+    audio_tokenizer = SNACTokenizer(random_snac(tmp_path, "24khz"))
+
+    def preprocess_audio(audio_path):
+        audio, sr = soundfile.read(audio_path)
+        return audio
+
+    dataset = MultimodalDataset(
+        data=data, text_tokenizer=text_tokenizer, audio_tokenizer=audio_tokenizer, audio_preprocessor=preprocess_audio
+    )
+    train_loader, val_loader = loaders(dataset)
+    trainer = MultimodalPretrainingTrainer(config)
+    model, metrics = trainer.train(train_loader, val_loader)
+
+    text_tokens = text_tokenizer.encode("the rain")
+    audio_tokens = model.generate_audio(text_tokens, audio_tokenizer, most_frames=9)
+    audio = audio_tokenizer.decode_audio(audio_tokens)
+    assert len(audio) and len(audio) % audio_tokenizer.samples_per_frame == 0
+    text_tokens = model.generate_text(audio_tokens)
+    assert isinstance(text_tokenizer.decode(text_tokens), str)
+
+    lm = SpeechLM.from_pretrained(tmp_path / "run", "cpu", text_tokenizer=text_tokenizer)  # knows its SNAC by itself
+    assert lm.audio_tokenizer.encode_audio(data[0]["audio"]) == audio_tokenizer.encode_audio(data[0]["audio"])
+
+
+def test_the_same_call_continues_a_run(config, dataset) -> None:
+    MultimodalPretrainingTrainer(config).train(*loaders(dataset))
+    config.max_steps = 5
+    events = Path(config.output_dir) / "checkpoints"
+    model, _ = MultimodalPretrainingTrainer(config).train(*loaders(dataset))
+    assert [p.name for p in sorted(events.iterdir())] == ["step-00000003", "step-00000005"]
+    again, _ = MultimodalPretrainingTrainer(config).train(*loaders(dataset))  # nothing is left to do
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_without_validation_data_there_is_a_model_and_no_score(config, dataset) -> None:
+    model, metrics = MultimodalPretrainingTrainer(config).train(dataset)
+    assert not metrics and model.generate_audio([1, 2], most_frames=2)
+
+
+def test_every_setting_reaches_the_run(dataset) -> None:
+    config = MultimodalPretrainingConfig(audio_sample_rate=100, learning_rate=3e-4, optimizer="adamw", seed=7, dropout=0.1)
+    run = MultimodalPretrainingTrainer(config).run(dataset)
+    assert (run.train.steps, run.train.batch_size, run.train.learning_rate, run.train.optimizer, run.train.seed) == (
+        1000,
+        8,
+        3e-4,
+        "adamw",
+        7,
+    )
+    words = run.model.speech_lm
+    assert (words.d_model, words.n_heads, words.n_layers, words.dropout) == (128, 4, 3, 0.1)
+    assert words.context_length == dataset.config.context_length
+
+
+def test_the_configuration_is_checked_when_it_is_made_and_when_it_changes() -> None:
+    config = MultimodalPretrainingConfig()
+    assert (config.d_model, config.n_heads, config.n_layers, config.batch_size, config.max_steps) == (128, 4, 3, 8, 1000)
+    assert (config.max_audio_duration, config.audio_sample_rate, config.audio_weight, config.text_weight) == (10.0, 24_000, 1.0, 0.1)
+    with pytest.raises(ValidationError, match="greater than 0"):
+        config.audio_weight = 0.0
+    with pytest.raises(ValidationError, match="d_modle"):
+        MultimodalPretrainingConfig(d_modle=3)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="multiple of n_heads"):
+        config.n_heads = 5
+
+
+def test_data_that_contradict_the_configuration_are_refused(config, dataset, letters, beeps) -> None:
+    trainer = MultimodalPretrainingTrainer(config)
+    with pytest.raises(ConfigError, match="batch_size 3, and the configuration 2"):
+        trainer.train(*loaders(dataset, 3))
+    with pytest.raises(ConfigError, match="needs a MultimodalDataset, found list"):
+        trainer.train([1, 2])
+    with pytest.raises(ConfigError, match="clips of up to 20 s"):
+        trainer.train(MultimodalDataset(dataset.data, letters, beeps, max_audio_duration=20.0))
+    config.audio_sample_rate = 24_000
+    with pytest.raises(ConfigError, match="works at 100 Hz"):
+        trainer.train(dataset)
+
+
+@pytest.mark.slow
+def test_the_examples_train_resume_speak_and_write(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    codec = OmniModel(preset("nano"), ["codec"])
+    save_model(tmp_path / "codec", codec.tensors(), codec.config, codec.components, None)
+    lines = []
+    for i, text in enumerate(["A cat sat here.", "The old house."]):
+        save_audio(tmp_path / f"{i}.wav", np.random.default_rng(i).standard_normal(16_000).astype(np.float32) * 0.1, 16_000)
+        lines.append(f'{{"audio": "{i}.wav", "text": "{text}"}}\n')
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+
+    def example(*arguments: str) -> str:
+        command = [sys.executable, f"examples/{arguments[0]}.py", *arguments[1:]]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT), "PATH": ""}, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    common = (str(tmp_path / "rows.jsonl"), "--codec", str(tmp_path / "codec"), "--out", str(tmp_path / "run"), "--batch-size", "2")
+    assert "parameters in" in example("train_speech_lm", *common, "--max-steps", "2")
+    example("resume_speech_lm", *common, "--max-steps", "3")
+    assert (tmp_path / "run/checkpoints/step-00000003").is_dir()
+    assert " s from " in example("text_to_audio", str(tmp_path / "run"), "A cat.", str(tmp_path / "out.wav"))
+    assert example("audio_to_text", str(tmp_path / "run"), str(tmp_path / "0.wav")).endswith("\n")
