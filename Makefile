@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: demo-from-nothing
 
 demo-from-nothing: install
-	$(BIN)/muomni demo --out runs/pocket-nano
+	$(BIN)/muomni demo --from-nothing --out runs/pocket-nano
 
 test: install
 	$(BIN)/python -m pytest -n 2 -m 'not browser' --durations 10

@@ -20,6 +20,8 @@ VOCODER_OVERLAP = 4  # hops that a frame of the neural vocoder's STFTs is long
 VOCODER_ROUNDS = 3  # STFTs, each with its inverse
 DEFAULT_CHECKPOINT = "checkpoints/understanding"  # what is loaded where no folder is named
 DEFAULT_SPEECH_LM = "checkpoints/speech-lm"  # the same for the second system
+RELEASE = "omni-tiny"  # the folder of the released model
+RELEASE_ALIASES = ("omni_sft_tiny", "thinker_tiny")  # names for it, as long as no folder of the name is there (training makes them)
 
 
 class Config(BaseModel):
@@ -93,6 +95,9 @@ class ThinkerConfig(Config):
         return self
 
 
+ImageTokens = Literal["cls", "grid", "pooled"]
+
+
 class VisionEncoderConfig(Config):
     """ViT over square patches. `image_tokens`: what the Thinker sees (the CLS vector, every patch, or `pooled_size`² means)."""
 
@@ -102,7 +107,7 @@ class VisionEncoderConfig(Config):
     n_layers: PositiveInt = 4
     n_heads: PositiveInt = 2
     d_ff: PositiveInt = 512
-    image_tokens: Literal["cls", "grid", "pooled"] = "cls"
+    image_tokens: ImageTokens = "cls"
     pooled_size: PositiveInt = 7
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
@@ -416,13 +421,15 @@ StageName = Literal["text", "plain-gpt", "audio", "vision", "codec", "vocoder", 
 class RunConfig(Config):
     """A training run: which stage, on which model, from which checkpoints, with which data, into which folder.
 
-    `init_from` names checkpoint folders whose components this stage starts from or depends on (later ones win).
+    `init_from` names checkpoint folders whose components this stage starts from or depends on (later ones win). `image_tokens`: what the Thinker
+    sees of a picture from now on, where that is to be other than the vision encoder's checkpoint says; its weights serve all ways.
     """
 
     stage: StageName
     preset: str = "tiny"
     model: ModelConfig = _TINY
     init_from: tuple[str, ...] = ()
+    image_tokens: ImageTokens | None = None
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     out_dir: str
@@ -528,6 +535,15 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
             change = {part: change}
         raw = _merged(raw, change)
     return raw
+
+
+def released(path: str | Path) -> Path:
+    """`path`, with the folder of the released model in the place of another name for it, be it the last part or the one above."""
+    path = Path(path)
+    for named in (path, path.parent):
+        if named.name in RELEASE_ALIASES and not named.exists() and named.with_name(RELEASE).is_dir():
+            return named.with_name(RELEASE) / path.relative_to(named)
+    return path
 
 
 def read_json(path: str | Path) -> Any:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from omni.config import released
 from omni.errors import CheckpointError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class BPETokenizer:
     """A trained tokenizer. Raises CheckpointError when the file is missing, no SentencePiece model, or made for other special tokens."""
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
+        path = released(path)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such tokenizer; a checkpoint holds one as tokenizer.model")
         self.serialized = path.read_bytes()

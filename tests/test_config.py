@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from omni import config as config_module
-from omni.config import PRESETS, STAGES, Config, ModelConfig, RunConfig, apply_overrides, load_run, model_config, parse, preset
+from omni.config import PRESETS, STAGES, Config, ModelConfig, RunConfig, apply_overrides, load_run, model_config, parse, preset, released
 from omni.errors import ConfigError
 from omni.stages.recipes import POCKET_STAGES, pocket_runs
 
@@ -201,3 +201,15 @@ def test_a_file_says_what_the_pocket_recipe_does(path: Path) -> None:
     assert len(run.init_from) == len(POCKET_STAGES[run.stage]["init_from"])
     rhythm = ("checkpoint_every", "evaluate_every")
     assert run.train.model_dump(exclude=set(rhythm)) == recipe.train.model_dump(exclude=set(rhythm))
+
+
+def test_the_documents_names_stand_for_the_release_until_training_makes_them(tmp_path: Path) -> None:
+    (tmp_path / "omni-tiny").mkdir()
+    for name in ("omni_sft_tiny", "thinker_tiny"):
+        assert released(tmp_path / name) == tmp_path / "omni-tiny"
+        assert released(tmp_path / name / "tokenizer.model") == tmp_path / "omni-tiny" / "tokenizer.model"
+    for other in ("audio_enc_tiny", "omni-tiny", "elsewhere/thinker_tiny"):
+        assert released(tmp_path / other) == tmp_path / other
+    (tmp_path / "thinker_tiny").mkdir()
+    assert released(tmp_path / "thinker_tiny") == tmp_path / "thinker_tiny"
+    assert released(tmp_path / "thinker_tiny/tokenizer.model") == tmp_path / "thinker_tiny/tokenizer.model"

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     bench.command("train")(bench_train)
     bench.command("generate")(bench_generate)
     bench.command("speech")(bench_speech)
+    bench.command("answer")(bench_answer)
     bench.command("serve")(bench_serve)
     app.add_typer(bench, name="bench")
 
@@ -75,6 +76,29 @@ def bench_speech(
     print(f"first sound after {speed.first_audio_ms:g} ms ({parts}), {speed.words} words, {speed.vocoder} vocoder")
     print(f"real-time factor {speed.real_time_factor:g}, streamed {speed.streamed_real_time_factor:g}, on {speed.audio_s:g} s of speech")
     print(f"streamed and whole differ by {speed.streamed_difference:.1e} at most; look-ahead {speed.look_ahead_ms} ms")
+
+
+def bench_answer(
+    image: Annotated[Path, typer.Option(help="picture that is asked about")],
+    audio: Annotated[Path, typer.Option(help="spoken question, stretched with silence to three seconds")],
+    checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}")] = None,
+    voice: Annotated[str | None, typer.Option(help="default: the model's first")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="questions, of which the median counts")] = 10,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
+) -> None:
+    """How soon a spoken question about a picture is answered: first word, first sound; and the most memory that it takes."""
+    from omni.evaluation.speed import measure_answer
+    from omni.image import load_image
+    from omni.inference.omni import Omni
+
+    omni = Omni.from_pretrained(checkpoint, device)
+    speed = measure_answer(omni, load_image(image), omni.waveform(audio), voice, rounds)
+    if as_json:
+        print_json({"what": "answer", "machine": machine(), "metrics": vars(speed)})
+        return
+    print(f"{speed.reply!r}: first word after {speed.first_token_ms:g} ms, all {speed.reply_tokens} tokens after {speed.reply_ms:g} ms")
+    print(f"first sound after {speed.first_audio_ms:g} ms; peak memory {speed.peak_memory_mb:g} MB")
 
 
 def bench_generate(

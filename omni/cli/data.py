@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,16 +63,40 @@ def voices(
     out: Annotated[Path, typer.Option(help="folder to make them in")] = Path("runs/release/voices"),
     engine: Annotated[list[str] | None, typer.Option(help="only these engines")] = None,
     held_out: Annotated[bool, typer.Option("--held-out", help="the voices and sentences for measuring, not those for training")] = False,
+    questions: Annotated[
+        bool, typer.Option("--questions", help="questions about pictures of the generated world, into OUT/questions")
+    ] = False,
 ) -> None:
     """Let speech synthesizers read sentences of the data, for recipe release. Interrupted, the same command continues."""
     from omni.data.worlds import voices
 
-    known = voices.HELD_OUT_CLIPS if held_out else voices.TRAINING_CLIPS
+    if questions:
+        known: Sequence[str] = voices.QUESTION_ENGINES if held_out else tuple(voices.QUESTION_TAKES)
+        out = out / "questions"
+    else:
+        known = tuple(voices.HELD_OUT_CLIPS if held_out else voices.TRAINING_CLIPS)
     for name in engine or known:
         if name not in known:
             raise ConfigError(f"no engine {name!r}; known: {', '.join(known)}")
-        clips = voices.held_out_clips(data, name) if held_out else voices.training_clips(data, name, out)
+        if questions:
+            clips = voices.question_clips(_questions(held_out), name, held_out=held_out)
+        else:
+            clips = voices.held_out_clips(data, name) if held_out else voices.training_clips(data, name, out)
         voices.synthesize(clips, out, data, note)
+
+
+def _questions(held_out: bool) -> list[str]:
+    """What the suite `omni` asks, or what training pictures may be asked and is not held out."""
+    if held_out:
+        from omni.evaluation.scenes import asked_scenes
+
+        return sorted({asked.first.question for asked in asked_scenes()})
+    from omni.data.split import held_out as is_held_out
+    from omni.data.worlds.pocket import HELD_OUT_FRACTION
+    from omni.data.worlds.questions import question_texts
+    from omni.data.worlds.scenes import SEEN_COMBINATIONS
+
+    return [text for text in question_texts(SEEN_COMBINATIONS) if not is_held_out(text, HELD_OUT_FRACTION)]
 
 
 def plan(

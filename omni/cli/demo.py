@@ -1,4 +1,5 @@
-"""`muomni demo`: from nothing to a small model that hears, sees, reads, answers and speaks, with proof that it does."""
+"""`muomni demo`: the released model answers a spoken question about a picture, aloud. `--from-nothing`: a small one is trained for it, with proof
+that it hears, sees, reads, answers and speaks."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from omni.cli.output import note, print_json
-from omni.errors import OmniError
+from omni.config import DEFAULT_CHECKPOINT
+from omni.errors import ConfigError, OmniError
 
 if TYPE_CHECKING:
     from omni.inference.omni import Omni
@@ -27,11 +29,43 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="folder of data, runs, model and the spoken answer")] = Path("runs/pocket-nano"),
-    seed: Annotated[int, typer.Option(help="seed of world and training")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print the measurements as one JSON object")] = False,
+    from_nothing: Annotated[bool, typer.Option("--from-nothing", help="train the nano model first, and test it")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="folder of the spoken answer, and of data and model; default runs/demo, from nothing runs/pocket-nano"),
+    ] = None,
+    ckpt: Annotated[Path | None, typer.Option(help=f"checkpoint folder; default {DEFAULT_CHECKPOINT}")] = None,
+    seed: Annotated[int, typer.Option(help="from nothing: seed of world and training")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print what came out as one JSON object")] = False,
 ) -> None:
-    """Train the nano model from nothing, ask it by voice about a picture, then test it on 100 unseen scenes."""
+    """Ask a model by voice about a picture, and let it answer aloud."""
+    if from_nothing:
+        if ckpt is not None:
+            raise ConfigError("--from-nothing trains its own model; leave out --ckpt")
+        _from_nothing(out or Path("runs/pocket-nano"), seed, as_json)
+    else:
+        _released(out or Path("runs/demo"), ckpt, as_json)
+
+
+def _released(out: Path, ckpt: Path | None, as_json: bool) -> None:
+    """The first of the questions that the model is measured on."""
+    from dataclasses import replace
+
+    from omni.data.worlds.scenes import render
+    from omni.evaluation.scenes import asked_scenes, question_voices, scene_questions
+    from omni.inference.omni import Omni
+
+    omni, asked = Omni.from_pretrained(ckpt), asked_scenes(1)
+    (question,) = scene_questions(asked, question_voices())
+    out.mkdir(parents=True, exist_ok=True)
+    render(asked[0].scene).save(out / "scene.png")
+    shown = _show_one(omni, replace(question, image=out / "scene.png"), out / "answer.wav")
+    if as_json:
+        print_json(shown)
+
+
+def _from_nothing(out: Path, seed: int, as_json: bool) -> None:
+    """Train the nano model, ask it by voice about a picture, then test it on 100 unseen scenes."""
     from omni.evaluation.pocket import scene_questions
     from omni.inference.omni import Omni
     from omni.stages.recipes import run_pocket
@@ -48,7 +82,7 @@ def demo(
     _judge(result)
 
 
-def _show_one(omni: Omni, question: Any, answer_file: Path) -> None:
+def _show_one(omni: Omni, question: Any, answer_file: Path) -> dict[str, Any]:
     """One question asked by voice about a picture, with the time of every part."""
     from omni.audio import save_audio
 
@@ -64,6 +98,15 @@ def _show_one(omni: Omni, question: Any, answer_file: Path) -> None:
     speech = omni.say(reply.text)
     save_audio(answer_file, speech.waveform, speech.sample_rate_hz)
     note(f"spoken          {answer_file}: {len(speech.codes)} code frames, {speech.duration_s:.2f} s  [{time.monotonic() - start:.2f} s]\n")
+    return {
+        "image": str(question.image),
+        "audio": str(question.spoken),
+        "question": question.question,
+        "heard": heard,
+        "text": reply.text,
+        "right": question.sentence,
+        "file": str(answer_file),
+    }
 
 
 def _measure(omni: Omni, questions: Any) -> dict[str, Any]:

@@ -1,17 +1,22 @@
-"""`muomni eval SUITE`: how well a model does, on data that it never saw."""
+"""`muomni eval SUITE`: how well a model does, on data that it never saw. `muomni eval all` runs every suite, and measures speed and memory."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from omni.cli.output import print_json
-from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM
-from omni.errors import ConfigError
+from omni.cli.bench import machine
+from omni.cli.output import note, print_json
+from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM, read_json
+from omni.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from omni.inference.omni import Omni
@@ -68,6 +73,12 @@ def _tts(omni: Omni, chosen: Settings) -> dict[str, Any]:
     return tts_suite(omni, chosen.data, limit=chosen.limit, judge=chosen.judge)
 
 
+def _omni(omni: Omni, chosen: Settings) -> dict[str, Any]:
+    from omni.evaluation.whole import omni_suite
+
+    return omni_suite(omni, chosen.data, limit=chosen.limit, judge=chosen.judge)
+
+
 def _speech_lm(model: SpeechLM, chosen: Settings) -> dict[str, Any]:
     from omni.evaluation.speech_lm import speech_lm_suite
 
@@ -80,11 +91,14 @@ SUITES: dict[str, Callable[[Any, Settings], dict[str, Any]]] = {  # of the model
     "vision": _vision,
     "codec": _codec,
     "tts": _tts,
+    "omni": _omni,
     "speech-lm": _speech_lm,
 }
+ALL = "all"
+FAST = {"text": 20, "asr": 8, "vision": 40, "codec": 1, "tts": 1, "omni": 16}  # items of each set, for a look that takes minutes
 
 
-def _load(suite: str, checkpoint: Path | None, device: str) -> Omni | SpeechLM:
+def _load(suite: str, checkpoint: Path | None, device: str) -> Any:  # an Omni or a SpeechLM
     if suite == "speech-lm":
         from omni.speech_lm import SpeechLM
 
@@ -95,7 +109,7 @@ def _load(suite: str, checkpoint: Path | None, device: str) -> Omni | SpeechLM:
 
 
 def evaluate(
-    suite: Annotated[str, typer.Argument(help=", ".join(SUITES))],
+    suite: Annotated[str, typer.Argument(help=f"{', '.join(SUITES)}, or {ALL} of the model's own with speed and memory")],
     checkpoint: Annotated[
         Path | None,
         typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}, of speech-lm {DEFAULT_SPEECH_LM}"),
@@ -104,35 +118,83 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="so many items of each set, for a quick look; default all")] = None,
     baseline: Annotated[Path | None, typer.Option(help="text: checkpoint of a plain GPT to stand beside it")] = None,
     judge: Annotated[
-        Path | None, typer.Option(help="asr, codec, tts, speech-lm: another environment than this one that has the speech recognizers")
+        Path | None,
+        typer.Option(help="asr, codec, tts, omni, speech-lm: another environment than this one that has the speech recognizers"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="also write the result into this file")] = None,
+    fast: Annotated[bool, typer.Option("--fast", help=f"{ALL}: few items of each set, under five minutes")] = False,
+    before: Annotated[
+        Path | None, typer.Option(help=f"{ALL}: folder of text.json, asr.json and tts.json, measured before tuning: what was forgotten?")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"also write the result into this file; {ALL} of all items: default results/<checkpoint>.json")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Measure a model on held-out data. The same checkpoint and data give the same figures."""
     from omni.checkpoint import write_json
+    from omni.evaluation.report import flat
 
-    if suite not in SUITES:
-        raise ConfigError(f"no suite {suite!r}; known: {', '.join(SUITES)}")
-    result = SUITES[suite](_load(suite, checkpoint, device), Settings(data, limit, baseline, judge))
+    if suite not in (*SUITES, ALL):
+        raise ConfigError(f"no suite {suite!r}; known: {', '.join(SUITES)}, {ALL}")
+    if suite != ALL and (fast or before is not None):
+        raise ConfigError(f"--fast and --before belong to the suite {ALL}")
+    if fast and limit is not None:
+        raise ConfigError("--fast sets a limit for every suite; leave out --limit")
+    model, chosen = _load(suite, checkpoint, device), Settings(data, limit, baseline, judge)
+    result = _all(model, chosen, fast, before) if suite == ALL else SUITES[suite](model, chosen)
+    if suite == ALL and not fast and limit is None:  # a quick look overwrites no results
+        out = out or Path("results") / f"{(checkpoint or Path(DEFAULT_CHECKPOINT)).name}.json"
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
     if as_json:
         print_json(result)
-    else:
+        return
+    for name, found in (result["suites"] if suite == ALL else {suite: result}).items():
         for section in ("metrics", "baselines", "ceilings"):
-            for name, value in flat(result[section]).items():
-                print(f"{section[:-1]:9} {name:60} {value}")
+            for figure, value in flat(found[section]).items():
+                print(f"{name:6} {section[:-1]:9} {figure:60} {value}")
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested figures by dotted names; lists are left out."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            out |= flat(value, f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            out[prefix + name] = value
-    return out
+def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[str, Any]:
+    """Every suite, sizes, speed, memory, and what tuning made worse."""
+    from omni.evaluation.report import KEPT, forgotten
+    from omni.evaluation.speed import measure_speech
+    from omni.parameters import parameter_table
+
+    earlier = {name: read_json(before / f"{name}.json") for name in KEPT} if before is not None else {}
+    suites = {}
+    for name in FAST:
+        note(f"suite {name}")
+        suites[name] = SUITES[name](omni, replace(chosen, limit=FAST[name]) if fast else chosen)
+    sizes = parameter_table(omni.model)
+    return {
+        "suite": ALL,
+        "checkpoint": str(omni.folder),
+        "fast": fast,
+        "machine": machine(),
+        "voices": list(omni.voices),
+        "parameters": {**sizes.components, **sizes.additions, "everything": sum(p.numel() for p in omni.model.parameters())},
+        "speed": {"answer": _answer(omni), "speech": vars(measure_speech(omni, rounds=3 if fast else 10))},
+        "forgetting": forgotten(earlier, suites),
+        "suites": suites,
+    }
+
+
+def _answer(omni: Omni) -> dict[str, Any]:
+    """How soon a question is answered, by a process of its own, so that its memory is that of the model alone."""
+    from omni.data.worlds.scenes import render
+    from omni.evaluation.scenes import asked_scenes, question_voices
+
+    one, clips = asked_scenes(1)[0], next(iter(question_voices().values()))
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "scene.png"
+        render(one.scene).save(picture)
+        asked = ["--image", str(picture), "--audio", str(clips[one.first.question])]
+        command = [sys.executable, "-m", "omni.cli", "bench", "answer", *asked, "--ckpt", str(omni.folder), "--device", str(omni.device)]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(f"the speed of an answer could not be measured: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    metrics: dict[str, Any] = json.loads(done.stdout)["metrics"]
+    return metrics

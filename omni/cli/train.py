@@ -31,6 +31,9 @@ def train(
         Path | None, typer.Option(help="folder of a recipe's data, runs and model; default runs/pocket-PRESET, runs/release")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of a recipe")] = 0,
+    judge: Annotated[
+        Path | None, typer.Option(help="recipe pocket: another environment than this one that has the speech recognizer")
+    ] = None,
     publish: Annotated[Path | None, typer.Option(help="write what recipe release has trained into this folder, in bfloat16")] = None,
     model: Annotated[str, typer.Option(help="with --publish: omni, or speech-lm: the second system")] = "omni",
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
@@ -42,7 +45,7 @@ def train(
         if target == "release":
             train_release(stage, data, out or Path("runs/release"), seed, publish, model, as_json)
         else:
-            train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed, as_json)
+            train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed, judge, as_json)
     elif target in STAGE_NAMES:
         if config is None:
             raise ConfigError(f"stage {target} needs --config FILE, for example one from configs/")
@@ -81,20 +84,53 @@ def train_release(stage: str | None, data: Path, out: Path, seed: int, published
         note(f"wrote {published}")
 
 
-def train_pocket(preset: str, out: Path, seed: int, as_json: bool = False) -> None:
-    """Run the pocket recipe and print its table."""
+def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, as_json: bool = False) -> None:
+    """Run the pocket recipe, measure what it made, and print its tables."""
+    import time
+    from dataclasses import asdict
+
     from rich.console import Console
     from rich.table import Table
 
-    from omni.cli.output import print_json
-    from omni.stages.recipes import run_pocket
+    from omni.cli.bench import machine
+    from omni.cli.output import note, print_json
+    from omni.errors import DataError
+    from omni.evaluation.judge import WHISPER_BASE, find_judge
+    from omni.evaluation.pocket import evaluate_world
+    from omni.inference.omni import Omni
+    from omni.stages.recipes import StageSummary, run_pocket
 
     console = Console(stderr=True)
-    rows = run_pocket(preset, out, seed=seed, on_event=lambda text: console.print(text, highlight=False))
+    stages = run_pocket(preset, out, seed=seed, on_event=lambda text: console.print(text, highlight=False))
+    start = time.monotonic()
+    try:
+        listener = find_judge(WHISPER_BASE, judge)
+    except DataError as error:
+        note(f"notice: its speech goes unjudged: {error}")
+        listener = None
+    found = evaluate_world(Omni.from_pretrained(out), out / "data", listener)
+    stages = [*stages, StageSummary("measuring", time.monotonic() - start, 0, {})]
+    minutes = sum(row.seconds for row in stages) / 60
     if as_json:
-        print_json({"recipe": "pocket", "preset": preset, "folder": str(out), "stages": [vars(row) for row in rows]})
+        about = {"recipe": "pocket", "preset": preset, "folder": str(out), "machine": machine(), "minutes": round(minutes, 1)}
+        print_json(about | {"stages": [vars(row) for row in stages], "measured": asdict(found)})
         return
-    table = Table("stage", "steps", "seconds", "held out", title=f"pocket, preset {preset}: {out}")
-    for row in rows:
-        table.add_row(row.stage, str(row.steps), f"{row.seconds:.0f}", "  ".join(f"{k} {v:.3f}" for k, v in row.metrics.items()))
+    table = Table("stage", "steps", "minutes", "held out", title=f"pocket, preset {preset}: {out}")
+    for row in stages:
+        table.add_row(row.stage, str(row.steps or ""), f"{row.seconds / 60:.1f}", "  ".join(f"{k} {v:.3f}" for k, v in row.metrics.items()))
+    table.add_row("all", "", f"{minutes:.1f}", "")
+    Console().print(table)
+    scenes = found.scenes
+    figures = [
+        ("unseen scenes, typed questions: right", scenes.typed.share, scenes.typed.interval),
+        ("… questions by voices never heard", scenes.spoken.share, scenes.spoken.interval),
+        ("… another scene's picture", scenes.swapped.share, scenes.swapped.interval),
+        ("… commonest answer of the kind of question", scenes.majority.share, scenes.majority.interval),
+        ("voices never heard: word errors of CTC", found.hearing.wer, found.hearing.wer_95),
+    ]
+    if found.speech is not None:
+        figures.append(("its own speech: word errors of Whisper base", found.speech.wer, found.speech.wer_95))
+    table = Table("measured", "", "95 %")
+    for name, value, (low, high) in figures:
+        table.add_row(name, f"{value:.1%}", f"{low:.1%} to {high:.1%}")
     Console().print(table)

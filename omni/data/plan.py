@@ -139,7 +139,7 @@ def _count(rows: Manifests, tokenizer: BPETokenizer | None, has_audio: bool, pro
     for index in range(sizes.rows, len(rows)):
         row, source, number = rows[index]
         try:
-            seconds = sum(_seconds(source, clip) for clip in _clips(row)) if has_audio else 0.0
+            seconds = sum(_seconds(source, clip) for clip in clips_of(row)) if has_audio else 0.0
             sizes.audio_s += seconds
             sizes.tokens += _n_tokens(row, tokenizer) if tokenizer else 0
         except DataError as error:
@@ -159,7 +159,8 @@ def _n_tokens(row: Row, tokenizer: BPETokenizer) -> int:
     return len(tokenizer.encode(row.get("caption") or row["text"])) + 2
 
 
-def _clips(row: Row) -> list[Any]:
+def clips_of(row: Row) -> list[Any]:
+    """The media fields of the sounds in a row."""
     if "messages" in row:
         return [value for message in row["messages"] for kind, value in parts_of(message) if kind == "audio"]
     return [row["audio"]]

@@ -161,8 +161,21 @@ def _drawing_split(row: Row) -> str:
     return "drawing" if row["set"] == "openmoji" and held_out(f"drawing of {row['name']}", HELD_OUT_DRAWINGS) else "train"
 
 
+def nlvr_statements(data: Path, *, held_out: bool) -> Iterator[Row]:
+    """Rows {"image": absolute path, "sentence", "label", "identifier"} of NLVR: people's statements, true or false of a picture. The training ones
+    (`dev`) may have "objects", what is in the picture."""
+    for row in read_jsonl(data / f"images/nlvr.{'hidden' if held_out else 'dev'}.jsonl.gz"):
+        yield row | {"image": str((data / "images" / row["image"]).resolve())}
+
+
+@cache
+def held_out_statements(data: Path) -> frozenset[str]:
+    """The sentences of NLVR's held-out statements, normalised: simple ones are said of training pictures too, and of made-up ones."""
+    return frozenset(normalised(row["sentence"]) for row in nlvr_statements(data, held_out=True))
+
+
 def nlvr_captions(data: Path) -> Iterator[Row]:
     """Rows {"image": absolute path, "caption"} of the NLVR `dev` pictures whose objects are told."""
-    for row in read_jsonl(data / "images/nlvr.dev.jsonl.gz"):
+    for row in nlvr_statements(data, held_out=False):
         if "objects" in row:
-            yield {"image": str((data / "images" / row["image"]).resolve()), "caption": nlvr.caption(row["objects"])}
+            yield {"image": row["image"], "caption": nlvr.caption(row["objects"])}

@@ -1,4 +1,5 @@
-"""How well a model does in the pocket world: unseen scenes, beside what it scores without seeing them; and whether its speech says its text."""
+"""How well a model does in the pocket world: unseen scenes, beside what it scores without seeing them; unseen voices; and whether its speech says
+its text."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ from omni.characters import BLANK_ID, N_CHARACTERS, encode_characters
 from omni.data.manifests import open_rows
 from omni.data.worlds.questions import is_right
 from omni.errors import DataError
-from omni.evaluation.metrics import bootstrap_interval
-from omni.inference.omni import GREEDY, Omni
+from omni.evaluation.asr import Clip, rates, spread
+from omni.evaluation.judge import Judge
+from omni.evaluation.metrics import Rates, bootstrap_interval, error_rates
+from omni.inference.omni import GREEDY, Omni, Picture, Sound
 from omni.training.losses import ctc_nats
 
 BATCH = 32
@@ -26,7 +29,7 @@ BATCH = 32
 class SceneQuestion:
     """One held-out question: typed and spoken, with its picture and right answer slot."""
 
-    image: Path
+    image: Picture
     question: str
     spoken: Path
     answer: str
@@ -46,6 +49,12 @@ def scene_questions(data_dir: Path, most: int) -> list[SceneQuestion]:
     if len(out) < most:
         raise DataError(f"{data_dir}: holds {len(out)} held-out scene questions, {most} are needed")
     return out
+
+
+def content(image: Picture | None = None, audio: Sound | None = None, text: str | None = None) -> list[dict[str, Any]]:
+    """What a user message holds."""
+    given = {"image": image, "audio": audio, "text": text}
+    return [{"type": kind, kind: value} for kind, value in given.items() if value is not None]
 
 
 def replies(omni: Omni, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
@@ -86,20 +95,17 @@ class SceneResults:
     withheld: Accuracy
     majority: Accuracy
     typed_replies: list[str]
+    spoken_replies: list[str]
 
 
 def evaluate_scenes(omni: Omni, questions: Sequence[SceneQuestion]) -> SceneResults:
     """Answer every question in all ways. The swapped picture is that of the next question with another picture."""
 
-    def typed(image: Path | None, question: str) -> list[dict[str, Any]]:
-        text = {"type": "text", "text": question}
-        return [text] if image is None else [{"type": "image", "image": str(image)}, text]
-
-    own = replies(omni, [typed(q.image, q.question) for q in questions])
-    spoken = replies(omni, [[{"type": "image", "image": str(q.image)}, {"type": "audio", "audio": str(q.spoken)}] for q in questions])
+    own = replies(omni, [content(q.image, text=q.question) for q in questions])
+    spoken = replies(omni, [content(q.image, audio=q.spoken) for q in questions])
     others = [*questions[1:], questions[0]]
-    swapped = replies(omni, [typed(other.image, q.question) for q, other in zip(questions, others, strict=True)])
-    withheld = replies(omni, [typed(None, q.question) for q in questions])
+    swapped = replies(omni, [content(other.image, text=q.question) for q, other in zip(questions, others, strict=True)])
+    withheld = replies(omni, [content(text=q.question) for q in questions])
     commonest = {kind: Counter(q.answer for q in questions if q.kind == kind).most_common(1)[0][0] for kind in {q.kind for q in questions}}
     return SceneResults(
         accuracy(questions, own),
@@ -108,6 +114,7 @@ def evaluate_scenes(omni: Omni, questions: Sequence[SceneQuestion]) -> SceneResu
         accuracy(questions, withheld),
         accuracy(questions, [commonest[q.kind] for q in questions]),
         own,
+        spoken,
     )
 
 
@@ -148,3 +155,30 @@ def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:
     # what cannot fit into so little sound is as far from it as a uniform guess of every step
     infeasible = int(slots) * math.log(N_CHARACTERS) / targets.shape[1]
     return float(nats / targets.shape[1]) if float(nats) > 0 else float(infeasible)
+
+
+@dataclass(frozen=True)
+class WorldResults:
+    """Right answers about unseen scenes, typed and by voices never heard; what CTC hears of held-out sentences by such voices; and, with a judge,
+    what it hears when the model says held-out sentences."""
+
+    scenes: SceneResults
+    hearing: Rates
+    speech: Rates | None
+
+
+def evaluate_world(
+    omni: Omni, data_dir: Path, judge: Judge | None, *, scenes: int = 200, clips: int = 200, sentences: int = 60
+) -> WorldResults:
+    """So many held-out items of a pocket world, or what it has. Raises DataError if it has fewer scenes."""
+    rows = open_rows(str(data_dir / "speech.heldout.jsonl"), ("audio", "text"))
+    heard = spread([Clip(rows.path(row["audio"]), row["text"], row["text"]) for row in rows], clips)
+    said = spread(sorted({row["text"] for row in open_rows(str(data_dir / "voice.heldout.jsonl"), ("audio", "text"))}), sentences)
+    speech = None
+    if judge is not None:
+        speech = error_rates(said, judge.hear([spoken.waveform for spoken in omni.say_batch(said)]), said)
+    return WorldResults(
+        evaluate_scenes(omni, scene_questions(data_dir, scenes)),
+        rates(heard, [omni.transcribe(clip.audio) for clip in heard]),
+        speech,
+    )

@@ -1,5 +1,5 @@
-"""How fast a model writes and speaks: tokens a second and the time to the first; how soon the first sound of a sentence is there and what that time
-goes into, and how long speech takes as a whole."""
+"""How fast a model writes, answers and speaks: tokens a second; how soon the first word and the first sound are there and what that time goes
+into; and how long speech takes as a whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from omni.inference.omni import Omni
+from omni import memory
+from omni.inference.omni import Omni, Picture
 from omni.inference.sampling import Sampling
 from omni.vocoder import NeuralVocoder
 
@@ -162,4 +163,59 @@ def measure_speech(omni: Omni, voice: str | None = None, rounds: int = 10) -> Sp
         real_time_factor=round(pace, 4),
         streamed_real_time_factor=round(streamed_pace, 4),
         streamed_difference=max(float(abs(a - b).max()) for (a, _), (b, _) in zip(whole[0], streamed[0], strict=True)),
+    )
+
+
+# --- a whole answer
+
+QUESTION_S = 3.0
+
+
+@dataclass(frozen=True)
+class AnswerSpeed:
+    """Of a spoken question about a picture, both decoded already: milliseconds to the first token, to the whole reply of `reply_tokens`, and to its
+    first sound (medians of `rounds`); `peak_memory_mb` of this process so far, which is the model's alone in a fresh one."""
+
+    question_s: float
+    rounds: int
+    first_token_ms: float
+    reply_ms: float
+    reply_tokens: int
+    first_audio_ms: float
+    reply: str
+    peak_memory_mb: float
+
+
+def of_length(waveform: np.ndarray, n: int) -> np.ndarray:
+    """(n,): a clip between silences, or its beginning."""
+    spare = max(0, n - len(waveform))
+    return np.pad(waveform, (spare // 2, spare - spare // 2))[:n]
+
+
+def measure_answer(omni: Omni, picture: Picture, question: np.ndarray, voice: str | None = None, rounds: int = 10) -> AnswerSpeed:
+    """`question` (n,) is stretched with silence to three seconds. Raises ConfigError for a voice that the model does not have, CheckpointError
+    for a checkpoint that lacks a component, DataError if the model has nothing to say."""
+    wave = of_length(question, int(QUESTION_S * omni.model.config.audio.sample_rate_hz))
+    message, _ = omni.question(image=picture, audio=wave)
+    times: list[tuple[float, float, float]] = []
+    reply = ""
+    for _ in range(rounds + 1):  # the first is for allocations, and choices of kernels
+        start = time.perf_counter()
+        _, events = omni.chat_stream([message])
+        reply = next(events).text
+        first_token = time.perf_counter() - start
+        reply += "".join(event.text for event in events)
+        whole = time.perf_counter() - start
+        next(omni.say_stream(reply, voice))
+        times.append((first_token, whole, time.perf_counter() - start))
+    first_token_ms, reply_ms, first_audio_ms = (round(1000 * statistics.median(column), 1) for column in zip(*times[1:], strict=True))
+    return AnswerSpeed(
+        question_s=QUESTION_S,
+        rounds=rounds,
+        first_token_ms=first_token_ms,
+        reply_ms=reply_ms,
+        reply_tokens=len(omni.tokenizer.encode(reply)),
+        first_audio_ms=first_audio_ms,
+        reply=reply,
+        peak_memory_mb=round(memory.peak(omni.device) / 1e6, 1),
     )

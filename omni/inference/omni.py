@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omni.audio import load_audio
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
 from omni.checkpoint import find_checkpoint, load_model
-from omni.config import DEFAULT_CHECKPOINT
+from omni.config import DEFAULT_CHECKPOINT, released
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.image import load_image, to_pixels, video_frames
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords, segments
@@ -74,10 +74,10 @@ class Omni:
         "neural", "griffin-lim", or None: the neural one if the checkpoint has one; what it is is logged and in `model.vocoder_name`."""
         if folder is None and not Path(DEFAULT_CHECKPOINT).is_dir():
             raise CheckpointError(
-                f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo` or `muomni train pocket --preset nano`, "
+                f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo-from-nothing` or `muomni train pocket --preset nano`, "
                 "and name its folder with --ckpt"
             )
-        saved = load_model(find_checkpoint(folder or DEFAULT_CHECKPOINT))
+        saved = load_model(find_checkpoint(released(folder or DEFAULT_CHECKPOINT)))
         model = placed(OmniModel.from_saved(saved, vocoder), device)
         parameters, where = sum(p.numel() for p in model.parameters()), model.log_mel.window.device
         log.info("loaded %s: %s, %s parameters, on %s", saved.folder, ", ".join(model.components), f"{parameters:,}", where)

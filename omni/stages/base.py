@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import nn
 
 from omni.checkpoint import SavedModel, find_checkpoint, load_model
-from omni.config import ModelConfig, RunConfig
+from omni.config import ModelConfig, RunConfig, parse
 from omni.errors import CheckpointError, ConfigError
 from omni.omni_model import COMPONENTS, OmniModel, with_section
 from omni.tokenizer import BPETokenizer
@@ -42,14 +42,17 @@ class OmniStage(Stage[B]):
         self.tokenizer = self._tokenizer()
 
     def _config(self) -> ModelConfig:
-        """The run's model, with the section of every component that comes from a checkpoint as that checkpoint has it."""
+        """The run's model, with the section of every component that comes from a checkpoint as that checkpoint has it, but for `image_tokens`."""
         config = self.run.model
         for name, saved in self.sources.items():
             if name in self.needs + self.trains:
                 if saved.config.audio != config.audio:
                     raise ConfigError(f"{saved.folder}: its mel front end (section audio) differs from this run's; use the same")
                 config = with_section(config, name, saved.config)
-        return config
+        if self.run.image_tokens is None:
+            return config
+        changed = config.model_dump() | {"vision_encoder": config.vision_encoder.model_dump() | {"image_tokens": self.run.image_tokens}}
+        return parse(ModelConfig, changed, f"stage {self.name}")
 
     def _tokenizer(self) -> BPETokenizer | None:
         """The tokenizer that came with the Thinker."""

@@ -1,6 +1,7 @@
 """The recipe `release`: the stages on real and generated data, whose weights ship in `checkpoints/`.
 
-    muomni train release --stage text;  … --stage chat;  … --stage audio;  … --stage vision
+    muomni train release --stage text;  … --stage chat;  … --stage audio;  … --stage vision;  … --stage codec;  …
+    muomni train release --publish checkpoints/omni-tiny
 
 `release_run` writes the manifests of a stage from the data folder (`muomni data get`), the generated world and the synthetic voices
 (`muomni data voices`), and says how it trains.
@@ -13,18 +14,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import soundfile
 import torch
 
 from omni.checkpoint import find_checkpoint, load_model, save_model, write_json
-from omni.config import RunConfig, parse, read_json
-from omni.data import release
-from omni.data.split import held_out
+from omni.config import ImageTokens, RunConfig, parse, preset, read_json
+from omni.data import conversations, release
+from omni.data.conversations import Aloud, Asked
+from omni.data.plan import clips_of
+from omni.data.split import held_out, normalised
+from omni.data.worlds.extras import make_extras
 from omni.data.worlds.pocket import World, generate_pocket
+from omni.data.worlds.questions import plain_caption
 from omni.errors import ConfigError, DataError
 from omni.omni_model import COMPONENTS
+from omni.parameters import count
 from omni.stages import STAGES as TRAINER_STAGES
 from omni.stages.recipes import assemble
 from omni.stages.splices import make_splices
@@ -38,7 +45,7 @@ VALIDATION = 0.02  # of the training side, by text: what training itself looks a
 
 @dataclass(frozen=True)
 class Folders:
-    """`data` holds what was fetched; `work` what the recipe makes: world/, voices/, data/ (manifests) and a run folder per stage."""
+    """`data` holds what was fetched; `work` what the recipe makes: world/, extras/, voices/, data/ (manifests) and a run folder per stage."""
 
     data: Path
     work: Path
@@ -47,6 +54,11 @@ class Folders:
     def world(self) -> World:
         """The generated world, made when it is not there."""
         return generate_pocket(self.work / "world", WORLD)
+
+    def extras(self, name: str) -> list[Row]:
+        """The rows of what stage E needs beside the world, made when they are not there."""
+        manifest = make_extras(self.work / "extras")[name]
+        return list(_within(manifest, "audio" if name == "silence" else "image"))
 
     def manifest(self, name: str) -> Path:
         """A manifest that the recipe writes."""
@@ -63,6 +75,7 @@ class ReleaseStage:
     init_from: tuple[str, ...] = ()
     world: tuple[str, ...] = ()  # manifests of the world to read as well
     data: dict[str, Any] = field(default_factory=dict)
+    image_tokens: ImageTokens | None = None  # other ones than the vision encoder has learned with
 
 
 def _documents(folders: Folders) -> Iterable[Row]:
@@ -119,10 +132,9 @@ def _reader(name: str, folders: Folders) -> Iterable[Row]:
         return release.speech_rows(folders.data, held_out=False, readers=(name,))
     if name == "spliced":
         read = [row for row in release.speech_rows(folders.data, held_out=False, readers=("kathleen",)) if not _validates(row)]
-        return _within(make_splices(read, folders.work / HEARING, folders.work / "voices" / name, SPLICES, "kathleen"), "audio")
-    if name == "world":  # its sentences are its own, and held out by the same rule
-        return _within(folders.world.manifest("speech"), "audio")
-    rows = _within(folders.work / "voices" / f"{name}.jsonl", "audio")
+        return _within(make_splices(read, folders.work / ALIGNER, folders.work / "voices" / name, SPLICES, "kathleen"), "audio")
+    manifest = folders.world.manifest("speech") if name == "world" else folders.work / "voices" / f"{name}.jsonl"
+    rows = _within(manifest, "audio")
     return (row for row in rows if not release.sentence_held_out(folders.data, row["text"]))
 
 
@@ -138,8 +150,86 @@ def _captioned(folders: Folders) -> Iterable[Row]:
     yield from release.nlvr_captions(folders.data)
 
 
-HEARING = "audio-more"  # whose audio encoder knows where words are
+# --- the conversations of stage E
+
+# Who is heard there, and how often. Questions about the world's pictures are read by `muomni data voices --questions`.
+TRANSCRIBED = {"kathleen": 6, "heart": 2, "teacher": 1, "cast": 1, "piper": 1, "espeak": 1 / 2, "flite": 1 / 6, "world": 1 / 6}
+ALOUD = ("world", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
+MIX = {  # conversations of each kind in an epoch; `chat` and `transcribe` follow from their rows
+    "image_qa": 60_000,
+    "image_qa_spoken": 60_000,
+    "drawings": 8_000,
+    "statement": 16_000,
+    "follow_up": 20_000,
+    "refusal": 12_000,
+}
+
+
+def _conversations(folders: Folders) -> Iterable[Row]:
+    """Everything that somebody may say to the model. Captions of scenes are in the plain wording alone."""
+    rng, aloud = Random("stage E"), _aloud(folders)
+    asked = list(_asked(folders))
+    audible = [a for a in asked if a.question in aloud]
+    if not audible:
+        raise DataError(f"{folders.work}/voices: nobody reads a question about a picture; make them with: muomni data voices --questions")
+    yield from conversations.typed(conversations.take(asked, MIX["image_qa"], rng))
+    yield from conversations.spoken(conversations.take(audible, MIX["image_qa_spoken"], rng), aloud, rng)
+    scenes = (row | {"caption": plain_caption(row["caption"])} for row in _within(folders.world.manifest("captions"), "image"))
+    yield from conversations.described(scenes, rng)
+    drawings = [*release.drawing_rows(folders.data, held_out=False), *release.nlvr_captions(folders.data)]
+    yield from conversations.described(conversations.take(drawings, MIX["drawings"], rng), rng)
+    statements = [
+        row
+        for row in (*release.nlvr_statements(folders.data, held_out=False), *folders.extras("statements"))
+        if normalised(row["sentence"]) not in release.held_out_statements(folders.data)
+    ]
+    yield from conversations.judged(conversations.take(statements, MIX["statement"], rng), rng)
+    clips = list(_heard_whole(_clips(TRANSCRIBED)(folders)))
+    yield from conversations.transcribed(clips, rng)
+    dialogues = [*_dialogues(folders), *release.read_jsonl(folders.world.manifest("text_chat"))]
+    yield from conversations.chats(dialogues, aloud, rng)
+    small_talk = conversations.chats(release.read_jsonl(folders.world.manifest("text_chat")), {}, rng)
+    between = [row for row in small_talk if len(row["messages"]) == 2]
+    between += conversations.transcribed(rng.sample(clips, min(len(clips), len(between))), rng)
+    yield from conversations.follow_ups(asked, aloud, between, MIX["follow_up"], rng)
+    blank, silent = ([row[kind] for row in folders.extras(name)] for name, kind in (("blank", "image"), ("silence", "audio")))
+    yield from conversations.refusals(audible, aloud, clips, blank, silent, MIX["refusal"], rng)
+
+
+def _asked(folders: Folders) -> Iterable[Asked]:
+    """The world's typed questions about pictures."""
+    world = folders.world
+    for row in release.read_jsonl(world.manifest("conversations")):
+        if row["kind"] == "image_qa":
+            image, question = row["messages"][0]["content"]
+            yield Asked(str((world.folder / image["image"]).resolve()), question["text"], row["messages"][1]["content"])
+
+
+def _aloud(folders: Folders) -> Aloud:
+    """Every sentence that a reader says, no held-out one among them."""
+    aloud: Aloud = {}
+    for reader in ALOUD:
+        clips: dict[str, list[str]] = {}
+        for row in _reader(reader, folders):
+            clips.setdefault(row["text"], []).append(row["audio"])
+        for text, files in clips.items():
+            aloud.setdefault(text, []).append(files)
+    return aloud
+
+
+def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
+    """Those whose clips the Thinker hears to their end."""
+    config = preset(PRESET)
+    longest_s = config.max_audio_tokens / config.encoder_rate_hz
+    for row in rows:
+        if (row["duration_s"] if "duration_s" in row else soundfile.info(row["audio"]).duration) <= longest_s:
+            yield row
+
+
 GPT_RATE = 4e-3  # the best of the three
+ALIGNER, HEARING = "audio-more", "audio-spliced"  # the steps whose audio encoder says where words are; whose audio encoder,
+SEEING, TUNED = "vision-more", "sft"  # vision encoder and Thinker the later ones build on
+TUNING = {"batch_size": 64, "micro_batch_size": 16, "optimizer": "muon", "evaluate_every": 1000}
 
 
 def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
@@ -156,6 +246,17 @@ def _speech_lm(steps: int, optimizer: str) -> ReleaseStage:
 def _seeing(steps: int, *init_from: str) -> ReleaseStage:
     train = {"steps": steps, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"}
     return ReleaseStage("vision", _captioned, train, init_from)
+
+
+IMAGE_TOKENS: tuple[ImageTokens, ...] = ("cls", "pooled", "grid")  # that are compared
+
+
+def _tuning(steps: int, image_tokens: ImageTokens | None = None) -> ReleaseStage:
+    """The encoders as they are: what they hear and see is learned, and CTC is what it was."""
+    train = {**TUNING, "steps": steps, "learning_rate": 1e-3, "warmup_steps": 100, "freeze": ["vision_encoder", "audio_encoder"]}
+    return ReleaseStage(
+        "sft", _conversations, train, init_from=("chat", HEARING, SEEING), data={"cached_hours": 20.0}, image_tokens=image_tokens
+    )
 
 
 STAGES: dict[str, ReleaseStage] = {
@@ -199,7 +300,7 @@ STAGES: dict[str, ReleaseStage] = {
         "audio",
         _clips(SPLICED_VOICES),
         {"steps": 8000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
-        init_from=(HEARING,),
+        init_from=(ALIGNER,),
         data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
     ),
     "vision": _seeing(2000, "chat"),
@@ -208,7 +309,7 @@ STAGES: dict[str, ReleaseStage] = {
         "codec",
         _clips(VOICES),
         {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=("audio-more",),
+        init_from=(HEARING,),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
     "vocoder": ReleaseStage(
@@ -222,7 +323,26 @@ STAGES: dict[str, ReleaseStage] = {
         "talker",
         _clips(VOICES),
         {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=("chat", "audio-more", "codec"),
+        init_from=("chat", HEARING, "codec"),
+        data={"max_audio_s": 12.0, "cached_hours": 60.0},
+    ),
+    # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
+    **{f"sft-{tokens}": _tuning(800, tokens) for tokens in IMAGE_TOKENS},
+    "sft": _tuning(6000),
+    # The vision encoder with the rest; to ship, it must measure better.
+    "sft-seeing": ReleaseStage(
+        "sft",
+        _conversations,
+        {**TUNING, "steps": 2000, "learning_rate": 4e-4, "warmup_steps": 50, "freeze": ["audio_encoder"]},
+        init_from=("sft",),
+        data={"cached_hours": 20.0},
+    ),
+    # The Talker follows the Thinker that ships.
+    "talker-tuned": ReleaseStage(
+        "talker",
+        _clips(VOICES),
+        {"steps": 1500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 3e-4, "warmup_steps": 50},
+        init_from=("talker", "codec", TUNED),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
     "speech-lm": _speech_lm(9000, "muon"),
@@ -231,13 +351,13 @@ STAGES: dict[str, ReleaseStage] = {
 }
 
 
-def _text_of(row: Row) -> str:
-    """What decides whether a row validates. Drawings go by their file: the two drawings of a name are two pictures."""
-    return row["image"] if "image" in row else "\n".join(release.passages(row))
+def _about(row: Row) -> list[str]:
+    """What decides whether a row validates; any of it suffices. Drawings go by their file: the two drawings of a name are two pictures."""
+    return row.get("about") or [row["image"] if "image" in row else "\n".join(release.passages(row))]
 
 
 def _validates(row: Row) -> bool:
-    return held_out("validation " + _text_of(row), VALIDATION)
+    return any(held_out(f"validation {text}", VALIDATION) for text in _about(row))
 
 
 def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path]]:
@@ -272,22 +392,34 @@ def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
 def _amount(run: RunConfig) -> Row:
     """Rows of the training manifests, and the hours of their clips (repeated ones as often as they occur)."""
     rows = [row for name in run.data.train for row in _within(Path(name), "audio")]
-    clips = Counter(row["audio"] for row in rows if "audio" in row)
+    clips = Counter(clip for row in rows if "audio" in row or "messages" in row for clip in clips_of(row))
     seconds = sum(n * soundfile.info(path).duration for path, n in clips.items())
-    return {"rows": len(rows)} | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
+    kinds = Counter(row["kind"] for row in rows if "about" in row)
+    found = {"rows": len(rows)} | ({"kinds": dict(kinds)} if kinds else {})
+    return found | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
 
 
-PUBLISHED = ("chat", "audio-more", "vision-more")
+NEEDED = ("text", "chat", "audio", "audio-natural", ALIGNER, HEARING, "vision", SEEING)  # without these nothing is published
+PUBLISHED = tuple(dict.fromkeys(("chat", HEARING, SEEING, "codec", "vocoder", "talker", "sft", TUNED, "talker-tuned")))
+MOST_BYTES, MOST_PARAMETERS = 40_000_000, 25_650_000
 
 
 def publish(work: Path, out: Path) -> None:
-    """The trained Thinker, audio encoder and vision encoder (with its contrastive heads) as one model in bfloat16, with how each was trained."""
-    results = [work / step / "result.json" for step in ("text", "audio", "audio-natural", "vision", *PUBLISHED)]
-    for path in results:
-        if not path.exists():
-            raise ConfigError(f"{path}: no such file; train its stage first: muomni train release --stage {path.parent.name}")
-    extra = {"recipe": "release", "training": [read_json(path) for path in results]}
-    assemble([work / step for step in PUBLISHED], out, (*COMPONENTS, "contrastive"), dtype=torch.bfloat16, extra=extra)
+    """What is trained so far as one model in bfloat16, with how each of its steps was trained: of a component the latest. With a Talker that
+    follows the tuned Thinker it is the whole. Raises ConfigError for a missing step, and for a model that is larger than a release may be."""
+    for step in NEEDED:
+        if not (work / step / "result.json").exists():
+            raise ConfigError(f"{work / step / 'result.json'}: no such file; train its stage first: muomni train release --stage {step}")
+    done = [step for step in STAGES if (work / step / "result.json").exists() and step in (*NEEDED, *PUBLISHED)]
+    extra = {"recipe": "release", "training": [read_json(work / step / "result.json") for step in done]}
+    sources = [work / step for step in PUBLISHED if step in done]
+    model = assemble(sources, out, (*COMPONENTS, "contrastive"), dtype=torch.bfloat16, extra=extra)
+    parameters, n_bytes = count(model), sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    if parameters > MOST_PARAMETERS or n_bytes > MOST_BYTES:
+        raise ConfigError(
+            f"{out}: written, but with {parameters:,} parameters in {n_bytes / 1e6:.1f} MB it is larger than a release may be "
+            f"({MOST_PARAMETERS:,} in {MOST_BYTES / 1e6:.0f} MB); make a component of preset {PRESET} smaller"
+        )
 
 
 def publish_speech_lm(work: Path, out: Path) -> None:
@@ -311,6 +443,7 @@ def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:
         "stage": stage.stage,
         "preset": PRESET,
         "init_from": [str(work / name) for name in stage.init_from],
+        "image_tokens": stage.image_tokens,
         "data": {"train": [*map(str, train)], "validation": [*map(str, validation)], **stage.data},
         "train": {"seed": seed, "evaluate_every": 500, "checkpoint_every": 100, **stage.train},
         "out_dir": str(work / step),

@@ -75,7 +75,7 @@ class TalkerStage(OmniStage[TalkerBatch]):
     needs = ("thinker", "codec", "audio_encoder")
     trains = ("talker",)
 
-    _spoken: dict[str, Spoken]
+    _spoken: dict[tuple[str, str], Spoken]
 
     def build_data(self) -> Splits[TalkerBatch]:
         self._spoken = {}
@@ -97,12 +97,13 @@ class TalkerStage(OmniStage[TalkerBatch]):
 
     def _measured(self, model: OmniModel, batch: TalkerBatch) -> list[Spoken]:
         """Of every clip, each by itself, so that it is the same in every batch."""
-        for row, clip in enumerate(batch.clips):
-            if clip not in self._spoken:
+        rows = list(zip(batch.clips, batch.texts, strict=True))
+        for row, (clip, text) in enumerate(rows):
+            if (clip, text) not in self._spoken:
                 characters = batch.char_ids[row, 1 : int(batch.char_lengths[row]) - 1].tolist()
                 with torch.autocast(batch.mel.device.type, enabled=False):
-                    self._spoken[clip] = measure(model, batch.mel[row, : int(batch.mel_lengths[row])], characters, clip)
-        return [self._spoken[clip] for clip in batch.clips]
+                    self._spoken[clip, text] = measure(model, batch.mel[row, : int(batch.mel_lengths[row])], characters, clip)
+        return [self._spoken[row] for row in rows]
 
     def _sums(
         self, model: OmniModel, batch: TalkerBatch, codes: list[Tensor], lasts: list[Tensor], keep: Tensor | None = None

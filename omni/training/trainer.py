@@ -19,10 +19,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from omni import checkpoint, distributed
+from omni import checkpoint, distributed, memory
 from omni.config import RunConfig
 from omni.errors import CheckpointError, ConfigError
-from omni.training import memory
 from omni.training.batches import EpochOrder, Prefetcher, Share, ValidationBatches, read_examples
 from omni.training.gradients import GlobalGradients
 from omni.training.guards import Guard, LossScaler, autocast, autocast_dtype, nan_watch

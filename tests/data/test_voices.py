@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from omni.data.split import normalised
+from omni.cli.app import main
+from omni.cli.data import _questions
+from omni.data.split import held_out, normalised
 from omni.data.worlds import voices
 from omni.data.worlds.speech import SAMPLE_RATE_HZ
 from omni.errors import DataError
+from omni.evaluation.scenes import asked_scenes
 
 ANIMALS = ("fox", "hare", "owl", "toad", "wolf", "crow", "mouse", "snail", "otter", "goose")
 SECOND = np.sin(np.arange(SAMPLE_RATE_HZ) / 10)
@@ -186,3 +189,24 @@ def test_kokoros_decoder_says_what_its_file_says():
     ours, theirs = (torch.stft(w, 512, 256, window=window, return_complex=True).abs() for w in (wave, torch.from_numpy(expected)))
     assert torch.corrcoef(torch.stack([ours.flatten(), theirs.flatten()]))[0, 1] > 0.95
     assert abs(ours.norm() / theirs.norm() - 1) < 0.15
+
+
+def test_every_voice_of_an_engine_asks_every_question_and_none_of_them_trains(monkeypatch):
+    texts = ["What colour is the star?", "How many things are there?", "Is there a red star?"]
+    held = [clip for engine in voices.QUESTION_ENGINES for clip in voices.question_clips(texts, engine, held_out=True)]
+    asked = {(clip.engine, clip.voice, clip.text) for clip in held}
+    assert len(held) == len(asked) == len(texts) * len({(clip.engine, clip.voice) for clip in held})
+    monkeypatch.setattr(voices, "QUESTION_TAKES", {"flite": 4, "piper": 1, "cast": 2})
+    trained = [clip for engine in voices.QUESTION_TAKES for clip in voices.question_clips(texts, engine, held_out=False)]
+    assert len({clip.file for clip in trained}) == len(trained) == 7 * len(texts)
+    assert {clip.voice for clip in trained if clip.engine == "flite"} == set(voices.FLITE_VOICES)
+    everybody = {voice for engine in (*voices.TRAINING_CLIPS, "espeak") for voice in voices.VOICES.get(engine, ())}
+    assert not {clip.voice for clip in held} & ({clip.voice for clip in trained} | everybody | set(voices.TRAINING_VOICES))
+
+
+def test_training_questions_are_not_held_out_and_the_suites_are_those_that_it_asks(capsys):
+    trained, measured = _questions(held_out=False), _questions(held_out=True)
+    assert len(trained) > 200 and not any(held_out(text, 0.1) for text in trained)
+    assert set(measured) == {one.first.question for one in asked_scenes()} and any(held_out(text, 0.1) for text in measured)
+    assert main(["data", "voices", "--questions", "--engine", "festival"]) == 1
+    assert "no engine 'festival'; known: flite, piper, cast" in capsys.readouterr().err

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from omni.chat import render_text
 from omni.cli.app import main
-from omni.cli.evaluate import flat
 from omni.config import RunConfig
 from omni.errors import CheckpointError, DataError
 from omni.evaluation.ngram import Ngram
+from omni.evaluation.report import flat
 from omni.evaluation.text import Document, document, fit_ngram, nats_of, ngram_nats, prediction, text_suite, windows
 from omni.inference.omni import Omni
 from omni.stages import STAGES

@@ -5,14 +5,18 @@ import json
 import sys
 import wave
 
+import numpy as np
 import pytest
 import soundfile
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 from omni.cli import generate
 from omni.cli.app import main
 from omni.errors import DataError
+from omni.evaluation.scenes import asked_scenes
+from omni.evaluation.speed import of_length
 
 app = typer.Typer(pretty_exceptions_enable=False)
 generate.register(app)
@@ -278,6 +282,14 @@ def test_chat_goes_on_after_mistakes(chat):
     assert "Traceback" not in err
 
 
+def test_chat_says_when_it_drops_old_turns_and_goes_on(chat):
+    code, out, err = chat(*["The circle is red."] * 12)
+    assert code == 0 and len(out.splitlines()) >= 12
+    notices = [line for line in err.splitlines() if line.startswith("notice: the conversation exceeds the context of 128")]
+    assert notices and "dropped the oldest" in notices[-1]
+    assert "notice" not in "".join(err.splitlines()[:3])
+
+
 def test_an_interrupt_breaks_off_the_reply_and_at_the_prompt_leaves(chat, monkeypatch):
     from omni.inference.engine import Engine
 
@@ -330,3 +342,32 @@ def test_rows_that_fail_together_are_tried_alone():
     assert results[0::2] == ["a", "b"]
     assert isinstance(results[1], DataError)
     assert results[3] == "c"
+
+
+# --- bench answer and demo
+
+
+def test_bench_answer_times_the_first_word_and_the_first_sound(checkpoint, media, capsys):
+    flags = ["--image", media / "a.png", "--audio", media / "short.wav", "--ckpt", checkpoint, "--rounds", 2, "--json"]
+    assert main(["bench", "answer", *map(str, flags)]) == 0
+    metrics = rows(capsys.readouterr().out)[0]["metrics"]
+    assert 0 < metrics["first_token_ms"] <= metrics["reply_ms"] < metrics["first_audio_ms"]
+    assert metrics["question_s"] == 3.0 and metrics["rounds"] == 2 and metrics["peak_memory_mb"] > 50
+
+
+def test_a_question_is_stretched_or_cut_to_its_length():
+    wave = np.arange(1, 6, dtype=np.float32)
+    assert of_length(wave, 8).tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
+    assert of_length(wave, 3).tolist() == [1, 2, 3]
+
+
+def test_the_demo_answers_a_spoken_question_about_a_picture_aloud(checkpoint, media, tmp_path, monkeypatch, capsys):
+    question = asked_scenes(1)[0].first.question
+    monkeypatch.setattr("omni.evaluation.scenes.question_voices", lambda: {"ked": {question: media / "short.wav"}})
+    assert main(["demo", "--ckpt", str(checkpoint), "--out", str(tmp_path / "demo"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    (shown,) = rows(out)
+    assert shown["question"] == question and question in err
+    assert soundfile.info(shown["file"]).duration > 0 and Image.open(shown["image"]).size == (224, 224)
+    assert main(["demo", "--from-nothing", "--ckpt", str(checkpoint)]) == 1
+    assert "leave out --ckpt" in capsys.readouterr().err

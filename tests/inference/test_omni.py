@@ -1,6 +1,8 @@
 """`Omni`: loading, questions, budgets, and transcription without a length limit."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import av
 import numpy as np
@@ -12,6 +14,7 @@ from omni.checkpoint import save_model
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.inference.omni import DESCRIBE, GREEDY, TRANSCRIBE, Omni
 from omni.inference.sampling import Sampling
+from omni.tokenizer import BPETokenizer
 
 SHORT = Sampling(max_new_tokens=8)
 
@@ -37,6 +40,17 @@ def test_without_a_checkpoint_the_error_says_how_to_get_one(tmp_path, monkeypatc
         Omni.from_pretrained()
     with pytest.raises(CheckpointError, match="nowhere"):
         Omni.from_pretrained("nowhere")
+
+
+def test_the_documents_names_load_the_release(omni, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, "checkpoints/omni-tiny")
+    for name in ("checkpoints/omni_sft_tiny", "checkpoints/thinker_tiny", "checkpoints/omni-tiny"):
+        assert Omni.from_pretrained(name, "cpu").folder == Path("checkpoints/omni-tiny")
+    assert BPETokenizer("checkpoints/thinker_tiny/tokenizer.model").serialized == omni.tokenizer.serialized
+    Path("checkpoints/thinker_tiny").mkdir()  # what a training run has just begun is no name for something else
+    with pytest.raises(CheckpointError, match="checkpoints/thinker_tiny"):
+        Omni.from_pretrained("checkpoints/thinker_tiny")
 
 
 def test_a_device_that_is_not_there_is_one_clear_error(checkpoint):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,15 @@ import soundfile
 import torch
 from PIL import Image
 
+from omni.chat import parts_of
 from omni.checkpoint import load_model
-from omni.config import ModelConfig, preset
+from omni.config import PRESETS, ModelConfig, preset
 from omni.data import release as data_release
 from omni.data.split import normalised
+from omni.data.worlds import extras
 from omni.data.worlds.pocket import World
 from omni.errors import ConfigError, DataError
+from omni.omni_model import COMPONENTS
 from omni.stages import release
 
 
@@ -35,7 +39,9 @@ def data(release_data, write_rows) -> Path:
         Image.new("RGB", (8, 8), (20 * i, 0, 0)).save(path)
     write_rows(release_data / "images/emoji.jsonl", drawings)
     write_rows(release_data / "images/clipart.jsonl", [])
-    write_rows(release_data / "images/nlvr.dev.jsonl.gz", [])
+    statements = [{"image": f"emoji/{i}.png", "sentence": f"There is box {i}", "label": i % 2 == 0, "identifier": str(i)} for i in range(4)]
+    write_rows(release_data / "images/nlvr.dev.jsonl.gz", statements)
+    write_rows(release_data / "images/nlvr.hidden.jsonl.gz", [statements[0] | {"sentence": "there is box 3."}])
     return release_data
 
 
@@ -45,15 +51,21 @@ def work(tmp_path, world, data, monkeypatch) -> Path:
     small = {name: stage for name, stage in release.STAGES.items()}
     for name, stage in small.items():
         settings = {**stage.train, "steps": 2, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 0}
-        small[name] = release.ReleaseStage(stage.stage, stage.rows, settings, stage.init_from, stage.world, stage.data)
+        small[name] = replace(stage, train=settings)
     monkeypatch.setattr(release, "STAGES", small)
     monkeypatch.setattr(release, "PRESET", "nano")
+    monkeypatch.setattr(release, "SPLICES", 4)
     monkeypatch.setattr(release, "generate_pocket", lambda folder, size: World(world, "test", 0))
+    monkeypatch.setattr(release, "MIX", dict.fromkeys(release.MIX, 24))
+    monkeypatch.setattr(extras, "SIZES", dict.fromkeys(extras.SIZES, 4))
     folder = tmp_path / "work"
-    for engine in ("espeak", "flite", "piper", "teacher", "cast"):
+    questions = [row["text"] for row in data_release.read_jsonl(world / "speech.jsonl") if row["audio"].startswith("speech/question-")]
+    for engine in ("espeak", "flite", "piper", "teacher", "cast", "questions/flite", "questions/piper", "questions/cast"):
         path = folder / f"voices/{engine}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        texts = ["A table for two, please.", "Only the dev file says this sentence."] * 4
+        texts = ["A table for two, please.", "I want a table for a people.", "Only the dev file says this sentence."] * 3
+        if "questions" in engine:
+            texts, engine = questions, Path(engine).name
         path.write_text("".join(json.dumps({"audio": f"{engine}.flac", "text": t, "speaker": engine}) + "\n" for t in texts))
         soundfile.write(path.with_suffix(".flac"), torch.rand(24_000).numpy() - 0.5, 16_000)
     return folder
@@ -86,6 +98,78 @@ def test_long_dialogues_are_cut_into_windows_that_begin_with_the_user(data, work
     assert {m["content"] for w in windows for m in w} == {m["content"] for m in turns}
 
 
+def media_of(row: dict) -> list[tuple[str, str]]:
+    return [(kind, value) for message in row["messages"] for kind, value in parts_of(message) if kind != "text"]
+
+
+def test_every_kind_of_conversation_is_there_and_all_their_media_are_files(data, work):
+    rows = rows_of(release.release_run("sft", data, work))
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"image_qa", "image_qa_spoken", "caption", "statement", "transcribe", "chat", "chat_spoken", "follow_up", "refusal"}
+    files = {value for row in rows for _, value in media_of(row)}
+    assert files and all(Path(file).is_absolute() and Path(file).is_file() for file in files)
+    assert sum(row["kind"] == "image_qa" for row in rows) == 24
+
+
+def test_a_conversation_is_about_the_picture_and_the_sound_that_it_holds(data, work, world):
+    """Each answer is the one that the world gives to this question about this picture, and each transcript what the clip says."""
+    pairs = {
+        (str((world / row["messages"][0]["content"][0]["image"]).resolve()), row["messages"][0]["content"][1]["text"]): row["messages"][1][
+            "content"
+        ]
+        for row in data_release.read_jsonl(world / "conversations.jsonl")
+        if row["kind"] == "image_qa"
+    }
+    said: dict[str, set[str]] = {}
+    for name in release.ALOUD:
+        for row in release._reader(name, release.Folders(data, work)):
+            said.setdefault(row["audio"], set()).add(row["text"])
+    checked = 0
+    for row in rows_of(release.release_run("sft", data, work)):
+        user, reply = row["messages"][0], row["messages"][1]["content"] if len(row["messages"]) > 1 else ""
+        given = dict(parts_of(user))
+        if row["kind"] in ("image_qa", "image_qa_spoken"):
+            asked = {given["text"]} if "text" in given else said[given["audio"]]
+            assert reply in {pairs.get((given["image"], question)) for question in asked}
+            checked += 1
+        elif row["kind"] == "transcribe":
+            assert reply in said[given["audio"]]
+            checked += 1
+    assert checked > 48
+
+
+def test_no_conversation_holds_a_held_out_sentence_and_pictures_that_validate_do_not_train(data, work, monkeypatch):
+    monkeypatch.setattr(release, "VALIDATION", 0.3)
+    run = release.release_run("sft", data, work)
+    rows = rows_of(run)
+    assert not any("Only the dev file says" in json.dumps(row) for row in rows)
+    statements = {text for row in rows if row["kind"] == "statement" for text in row["about"]}
+    assert {f"There is box {i}" for i in range(3)} <= statements and "There is box 3" not in statements
+    sides = [
+        {
+            value
+            for line in Path(name[0]).read_text().splitlines()
+            for kind, value in media_of(json.loads(line))
+            if kind == "image" and "/images/train-" in value
+        }
+        for name in (run.data.train, run.data.validation)
+    ]
+    trained, validating = sides
+    assert trained and validating
+    only_validating = {
+        json.loads(line)["messages"][0]["content"][0]["image"]
+        for line in Path(run.data.validation[0]).read_text().splitlines()
+        if json.loads(line)["kind"] == "image_qa"
+    }
+    assert not only_validating & trained
+
+
+def test_without_anybody_who_reads_the_questions_it_is_said_how_to_get_them(data, work):
+    (work / "voices/questions/flite.jsonl").unlink()
+    with pytest.raises(DataError, match=r"questions/flite.jsonl"):
+        release.release_run("sft", data, work)
+
+
 def test_manifests_are_left_alone_when_nothing_changed(data, work):
     first = release.release_run("text", data, work).data.train[0]
     before = Path(first).stat().st_mtime_ns
@@ -107,7 +191,9 @@ def test_unknown_steps_and_missing_data_are_said(data, work, tmp_path):
 @pytest.mark.slow
 def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_path, monkeypatch):
     monkeypatch.setattr(release, "VALIDATION", 0.5)  # enough of so little text for a context
-    for step in ("text", "chat", "audio", "audio-natural", "audio-more", "vision", "vision-more"):
+    talker = PRESETS["nano"].talker.model_copy(update={"voices": preset("release").talker.voices})
+    monkeypatch.setitem(PRESETS, "nano", PRESETS["nano"].model_copy(update={"talker": talker}))
+    for step in ("text", "chat", "audio", "audio-natural", "audio-more", "audio-spliced", "vision", "vision-more"):
         row = release.train_step(step, data, work)
         assert row["steps"] == 2 and row["data"]["rows"] > 0
         assert ("hours" in row["data"]) == step.startswith("audio")
@@ -117,14 +203,33 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
     assert {t.dtype for t in saved.tensors.values() if t.is_floating_point()} == {torch.bfloat16}
     assert [row["step"] for row in saved.extra["training"]] == [
         "text",
+        "chat",
         "audio",
         "audio-natural",
-        "vision",
-        "chat",
         "audio-more",
+        "audio-spliced",
+        "vision",
         "vision-more",
     ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
+    encoder = load_model(work / "audio-spliced").tensors
+
+    for step in ("codec", "vocoder", "talker", "sft-cls", "sft", "talker-tuned"):
+        row = release.train_step(step, data, work)
+    seen, other = load_model(work / "vision-more").config.vision_encoder, load_model(work / "sft-cls").config.vision_encoder
+    assert seen.image_tokens == "grid" and other == seen.model_copy(update={"image_tokens": "cls"})
+    assert row["step"] == "talker-tuned"
+    tuned = load_model(work / "sft").tensors
+    assert all(torch.equal(tuned[name], tensor) for name, tensor in encoder.items())  # frozen: CTC is what it was
+    release.publish(work, tmp_path / "whole")
+    whole = load_model(tmp_path / "whole")
+    assert set(whole.components) == {*COMPONENTS, "contrastive"}
+    for step, name in (("sft", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-more", "contrastive")):
+        source = load_model(work / step).tensors
+        assert all(torch.equal(whole.tensors[key], source[key].bfloat16()) for key in source if key.startswith(f"{name}."))
+    monkeypatch.setattr(release, "MOST_BYTES", 1000)
+    with pytest.raises(ConfigError, match="larger than a release may be"):
+        release.publish(work, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -135,7 +240,7 @@ def test_the_speech_lm_is_trained_and_published_by_itself(data, work, tmp_path, 
 
     monkeypatch.setattr(release, "VALIDATION", 0.5)
     torch.manual_seed(0)
-    for step, component in (("audio-more", "audio_encoder"), ("codec", "codec"), ("vocoder", "vocoder")):
+    for step, component in (("audio-spliced", "audio_encoder"), ("codec", "codec"), ("vocoder", "vocoder")):
         part = OmniModel(preset("nano"), [component])
         save_model(work / step, part.tensors(), part.config, part.components, None)
     row = release.train_step("speech-lm", data, work)

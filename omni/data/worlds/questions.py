@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations as pairs_of
 from random import Random
 
-from omni.data.worlds.scenes import ALL_COMBINATIONS, COLOURS, RADII, SHAPES, SIZE, Combination, Scene, Thing
+from omni.data.worlds.scenes import ALL_COMBINATIONS, COLOURS, RADII, SHAPES, SIZE, Combination, Scene, Thing, random_scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
@@ -34,14 +35,30 @@ def a(noun: str) -> str:
 def caption(scene: Scene, rng: Random | None = None) -> str:
     """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may tell the places."""
     style = rng.random() if rng else 0.0
-    names = [f"a {t.size} {t.name}" for t in sorted(scene.things, key=lambda t: t.x)]
+    names = [a(f"{t.size} {t.name}") for t in sorted(scene.things, key=lambda t: t.x)]
     if style > 0.75:
         places = [place_of(t) for t in sorted(scene.things, key=lambda t: t.x)]
         names = [f"{name} at the {place}" if place else name for name, place in zip(names, places, strict=True)]
-    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    if rng and 0.5 < style <= 0.75:
-        listed = f"{rng.choice(('there is', 'I see', 'the picture shows'))} {listed}"
-    return f"{listed[0].upper()}{listed[1:]}."
+    opening = f"{rng.choice(('there is', 'I see', 'the picture shows'))} " if rng and 0.5 < style <= 0.75 else ""
+    return _listed(names, opening)
+
+
+def _listed(names: Sequence[str], opening: str = "") -> str:
+    text = opening + (names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}")
+    return f"{text[0].upper()}{text[1:]}."
+
+
+NAMED = re.compile(rf"\b(?:{'|'.join(RADII)}) (?:{'|'.join(COLOURS)}) (?:{'|'.join(SHAPES)})\b")
+
+
+def things_named(text: str) -> list[str]:
+    """ "big red star" for every thing that a caption names, in its order, repeated ones too."""
+    return NAMED.findall(text.lower())
+
+
+def plain_caption(text: str) -> str:
+    """A caption of a scene in the wording that `caption` has without `rng`. `text` must name something."""
+    return _listed([a(name) for name in things_named(text)])
 
 
 def place_of(thing: Thing) -> str | None:
@@ -135,6 +152,15 @@ def questions(scene: Scene, rng: Random, combinations: Sequence[Combination] = A
     found += _yes_no(scene, combinations)
     rng.shuffle(found)
     return found
+
+
+def question_texts(combinations: Sequence[Combination]) -> list[str]:
+    """Every question that scenes of these `combinations` give rise to: they are few, and so many scenes leave none out."""
+    found: set[str] = set()
+    for seed in range(3_000):
+        rng = Random(seed)
+        found |= {q.question for q in questions(random_scene(rng, rng.randint(2, 6), combinations), rng, combinations)}
+    return sorted(found)
 
 
 class Balance:

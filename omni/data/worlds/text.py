@@ -21,6 +21,7 @@ OPPOSITES = {"big": "small", "left": "right", "top": "bottom", "happy": "sad", "
 
 NO_PICTURE = "I cannot see a picture."
 NO_SOUND = "I cannot hear anything."
+EMPTY_PICTURE = "The picture is empty."
 
 Exchange = list[tuple[str, str]]  # what the user and the assistant say in turn
 

@@ -19,7 +19,7 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,19 +32,25 @@ import soxr
 
 from omni.audio import load_audio
 from omni.data import release
-from omni.data.worlds.pocket import TRAINING_VOICES
+from omni.data.worlds.pocket import HELD_OUT_VOICES, TRAINING_VOICES
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import DataError
 
 TRAINING_CLIPS = {"espeak": 8_000, "flite": 40_000, "piper": 6_000, "cast": 6_000, "teacher": 13_400}
 FIRST_SENTENCE = {"espeak": 0, "piper": 20_000, "cast": 30_000, "flite": 40_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
+QUESTION_TAKES = {"flite": 12, "piper": 3, "cast": 2}  # of every question about a picture, for training
+QUESTION_ENGINES = ("festival", "kokoro", "espeak")  # those that ask the held-out ones
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
 FLITE_VOICES = ("rms", "awb")
 TEACHER_VOICE = "af_heart"
 CAST_VOICES = ("af_bella", "af_nicole", "am_fenrir", "bm_george")
 KOKORO_VOICES = ("am_michael", "bf_emma")
 FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
+VOICES: dict[str, tuple[str, ...]] = {
+    **{"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",), "cast": CAST_VOICES},
+    **{"festival": FESTIVAL_VOICES, "kokoro": KOKORO_VOICES},
+}
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 
 
@@ -74,8 +80,7 @@ def training_clips(data: Path, engine: str, out: Path) -> list[Clip]:
         return made + new[: max(0, TRAINING_CLIPS[engine] - len(made))]
     Random("synthetic readers").shuffle(texts)
     start = FIRST_SENTENCE[engine]
-    voices = {"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",), "cast": CAST_VOICES}[engine]
-    return _clips(engine, voices, texts[start : start + TRAINING_CLIPS[engine]], "train")
+    return _clips(engine, VOICES[engine], texts[start : start + TRAINING_CLIPS[engine]], "train")
 
 
 def _teacher_clip(text: str) -> Clip:
@@ -87,8 +92,15 @@ def held_out_clips(data: Path, engine: str) -> list[Clip]:
     texts = release.spoken_texts(data, held_out=True)
     Random("held-out readers").shuffle(texts)
     start = 0 if engine == "festival" else HELD_OUT_CLIPS["festival"]
-    voices = FESTIVAL_VOICES if engine == "festival" else KOKORO_VOICES
-    return _clips(engine, voices, texts[start : start + HELD_OUT_CLIPS[engine]], "heldout")
+    return _clips(engine, VOICES[engine], texts[start : start + HELD_OUT_CLIPS[engine]], "heldout")
+
+
+def question_clips(questions: Iterable[str], engine: str, *, held_out: bool) -> list[Clip]:
+    """Questions about pictures: for training several takes of each, the engine's voices taking turns; held out, one by each of its voices."""
+    if held_out:
+        voices = HELD_OUT_VOICES if engine == "espeak" else VOICES[engine]
+        return _clips(engine, voices, [text for text in questions for _ in voices], "heldout")
+    return _clips(engine, VOICES[engine], [text for text in questions for _ in range(QUESTION_TAKES[engine])], "train")
 
 
 def _clips(engine: str, voices: tuple[str, ...], texts: list[str], split: str) -> list[Clip]:

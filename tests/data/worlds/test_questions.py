@@ -8,8 +8,19 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omni.data.worlds.questions import KINDS, NUMBERS, Balance, Question, caption, is_right, questions
-from omni.data.worlds.scenes import COLOURS, RADII, SHAPES, SIZE, Scene, Thing, random_scene
+from omni.data.worlds.questions import (
+    KINDS,
+    NUMBERS,
+    Balance,
+    Question,
+    caption,
+    is_right,
+    plain_caption,
+    question_texts,
+    questions,
+    things_named,
+)
+from omni.data.worlds.scenes import COLOURS, HELD_OUT_COMBINATIONS, RADII, SEEN_COMBINATIONS, SHAPES, SIZE, Scene, Thing, random_scene
 
 
 def scenes(n: int, most: int = 6) -> Iterator[tuple[Scene, list[Question]]]:
@@ -127,3 +138,21 @@ def test_a_caption_names_everything_from_left_to_right(seed: int, n_things: int)
 def test_the_plain_caption_reads_well() -> None:
     scene = Scene((Thing("blue", "circle", "small", 180, 40), Thing("red", "star", "big", 60, 60)), 0)
     assert caption(scene) == "A big red star and a small blue circle."
+
+
+def test_a_caption_in_any_wording_names_all_things_and_can_be_made_plain() -> None:
+    for seed in range(200):
+        rng = Random(seed)
+        scene = random_scene(rng, rng.randint(1, 6))
+        text = caption(scene, rng)
+        assert things_named(text) == [f"{t.size} {t.name}" for t in sorted(scene.things, key=lambda t: t.x)]
+        assert plain_caption(text) == caption(scene)
+
+
+def test_every_question_that_may_be_trained_on_is_listed() -> None:
+    known = set(question_texts(SEEN_COMBINATIONS))
+    for seed in range(10_000, 10_100):
+        rng = Random(seed)
+        scene = random_scene(rng, rng.randint(1, 6), SEEN_COMBINATIONS)
+        assert {q.question for q in questions(scene, rng, SEEN_COMBINATIONS)} <= known
+    assert not [text for text in known if any(f"{colour} {shape}" in text for colour, shape in HELD_OUT_COMBINATIONS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from omni.training.memory import MemoryEstimate, SavedBytes, estimate, peak, readable
+from omni.memory import MemoryEstimate, SavedBytes, estimate, peak, readable
 
 
 def test_parameters_gradients_and_optimizer_are_counted_exactly() -> None:

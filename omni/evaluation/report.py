@@ -1,0 +1,263 @@
+"""What was measured, for readers: RESULTS.md, and the model card in the checkpoint's folder. Both follow from what `muomni eval all` wrote.
+
+    python -m omni.evaluation.report [results/omni-tiny.json]
+
+A figure whose name ends in `_95`, or an `interval` beside a `share`, is the 95 % interval of the one without."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omni.checkpoint import load_model
+from omni.config import RELEASE, read_json
+from omni.data.sources import SOURCES
+from omni.errors import ConfigError
+
+RESULTS, REPORT = Path(f"results/{RELEASE}.json"), Path("RESULTS.md")
+COMMAND = "python -m omni.evaluation.report"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure that counts: what it says, where it is in the results (names by dots), and the bound that it has to keep: `least` or `most`."""
+
+    text: str
+    path: str
+    least: float | None = None
+    most: float | None = None
+
+    def bound(self) -> str:
+        """ "≥ 0.8"."""
+        return f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}" if self.most is not None else ""
+
+    def kept(self, value: float) -> str:
+        """Whether `value` does."""
+        if self.least is None and self.most is None:
+            return ""
+        return "yes" if (self.least is None or value >= self.least) and (self.most is None or value <= self.most) else "**no**"
+
+
+HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine. It has not
+heard ked, Kokoro-82M's voices michael and emma, and espeak-ng's f5, f1 and m1, which ask as well: every voice has its own rows in RESULTS.md."""
+OMNI, FORGOTTEN = "suites.omni.metrics", "forgetting"
+HEADLINES = (
+    Headline("spoken question about an unseen scene, spoken answer: right as Whisper base hears it", f"{OMNI}.heard.share", least=0.8),
+    Headline("… whole sentence right", f"{OMNI}.heard.exact"),
+    Headline("… the same answers as text", f"{OMNI}.read.share", least=0.92),
+    Headline("… the same questions typed", f"{OMNI}.typed.share"),
+    Headline("… the worst voice that asks, points under typed", f"{OMNI}.most_points_under_typed", most=5),
+    Headline("… another scene's picture", "suites.omni.baselines.swapped.share"),
+    Headline("… no picture", "suites.omni.baselines.withheld.share"),
+    Headline("… commonest answer of the kind of question", "suites.omni.baselines.majority.share"),
+    Headline("… the right answers said, as heard (ceiling)", "suites.omni.ceilings.right_answers_heard.share"),
+    Headline("captions of unseen scenes: F1 of things with all their attributes", f"{OMNI}.captions.things_f1", least=0.9),
+    Headline("NLVR statements, true or false, held out", f"{OMNI}.statements.accuracy"),
+    Headline("… majority", "suites.omni.baselines.statements.majority.accuracy"),
+    Headline("transcription by the Thinker, real reader: WER", f"{OMNI}.transcription.wer"),
+    Headline("… by CTC: WER", "suites.omni.baselines.transcription.ctc.wer"),
+    Headline("text: bits per byte of held-out dialogues", "suites.text.metrics.dialogues_dev.bits_per_byte"),
+    Headline("… 5-gram", "suites.text.baselines.5-gram.dialogues_dev.bits_per_byte"),
+    Headline("hearing: WER of CTC on a real reader", "suites.asr.metrics.kathleen.greedy.wer", most=0.2),
+    Headline("… unseen synthetic voices", "suites.asr.metrics.voices.greedy.wer", most=0.15),
+    Headline("… an unseen real reader", "suites.asr.metrics.lj.greedy.wer"),
+    Headline("seeing: retrieval R@1 among unseen scenes", "suites.vision.metrics.scenes.image_to_text_r1", least=0.8),
+    Headline("speaking: WER of `heart`, up to 15 words", "suites.tts.metrics.heart.talker.short.whisper-base.wer"),
+    Headline("… recordings", "suites.tts.ceilings.heart.recordings.short.whisper-base.wer"),
+    Headline("codec: STOI of a real reader", "suites.codec.metrics.kathleen.codec_neural.stoi", least=0.9),
+    Headline("first word of an answer to a spoken question of 3 s about a picture, ms", "speed.answer.first_token_ms", most=150),
+    Headline("first sound of it, ms", "speed.answer.first_audio_ms", most=500),
+    Headline("peak memory, MB", "speed.answer.peak_memory_mb", most=1000),
+    Headline("speech: seconds of work for a second of sound", "speed.speech.real_time_factor", most=0.15),
+    Headline("parameters of everything", "parameters.everything", most=25_650_000),
+)
+
+
+def find(results: Mapping[str, Any], path: str) -> Any:
+    """What `path` names, None where it was not measured."""
+    value: Any = results
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def interval_of(results: Mapping[str, Any], path: str) -> Any:
+    """The interval beside it, if there is one."""
+    beside = find(results, f"{path}_95")
+    above, _, name = path.rpartition(".")
+    return find(results, f"{above}.interval".lstrip(".")) if beside is None and name == "share" else beside
+
+
+def shown(value: Any) -> str:
+    """A figure in a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _range(interval: Any) -> str:
+    return f"{shown(interval[0])} to {shown(interval[1])}" if interval is not None else ""
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """In Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows))
+
+
+def headlines(results: Mapping[str, Any]) -> str:
+    """Those that were measured."""
+    rows = []
+    for line in HEADLINES:
+        value = find(results, line.path)
+        if value is not None:
+            rows.append((line.text, shown(value), _range(interval_of(results, line.path)), line.bound(), line.kept(value)))
+    return table(("Measure", "Value", "95 %", "Bound", "Kept"), rows)
+
+
+def figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(dotted name, value, interval) of every figure; lists of anything else are left out."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from figures(value, f"{prefix}{name}.")
+        elif not isinstance(value, list | tuple):
+            yield prefix + name, shown(value), _range(interval_of(values, name))
+
+
+def report(results: Row) -> str:
+    """RESULTS.md."""
+    parts = [
+        f"# Results of `{results['checkpoint']}`",
+        f"Written by `{COMMAND}` from what `muomni eval all --json` measured{' (--fast)' if results['fast'] else ''} on {machine(results)}.",
+        headlines(results),
+        HEARD_BEFORE,
+        "## Nothing forgotten",
+        forgetting(results),
+        "## Size",
+        table(("Component", "Parameters"), [(name, shown(n)) for name, n in results["parameters"].items()]),
+        "## Speed",
+        table(("Measure", "Value", "95 %"), list(figures(results["speed"]))),
+    ]
+    for name, suite in results["suites"].items():
+        parts.append(f"## Suite `{name}`: {suite['items']:,} items")
+        for section in ("metrics", "baselines", "ceilings"):
+            rows = list(figures(suite[section]))
+            if rows:
+                parts.append(table((section.capitalize(), "Value", "95 %"), rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def machine(results: Row) -> str:
+    """What it was measured with."""
+    m = results["machine"]
+    return f"{m['device']}, {m['threads']} threads, torch {m['torch']}"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Row:
+    """Nested figures by dotted names; lists are left out."""
+    out: Row = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{name}.")
+        elif not isinstance(value, list | tuple):
+            out[prefix + name] = value
+    return out
+
+
+# Of each suite: the figures that tuning must not worsen, and by which factor or by how much it may.
+KEPT = {
+    "text": ((".bits_per_byte",), 1.05, 0.0, "5 %"),
+    "asr": ((".greedy.wer",), 1.0, 0.02, "2 points"),
+    "tts": ((".talker.short.whisper-base.wer", ".talker.long.whisper-base.wer"), 1.0, 0.02, "2 points"),
+}
+
+
+def forgotten(before: Mapping[str, Row], after: Mapping[str, Row]) -> Row:
+    """Results of suites by name, before tuning and after: name of a figure → {"before", "after", "allowed", "kept"}."""
+    found: Row = {}
+    for suite, (endings, factor, more, allowed) in KEPT.items():
+        if suite in before and suite in after:
+            old, new = flat(before[suite]["metrics"]), flat(after[suite]["metrics"])
+            for name in old:
+                if name.endswith(endings) and name in new:
+                    kept = new[name] <= factor * old[name] + more
+                    found[f"{suite}: {name}"] = {"before": old[name], "after": new[name], "allowed": allowed, "kept": kept}
+    return found
+
+
+def forgetting(results: Row) -> str:
+    """What was measured before tuning, and after."""
+    rows = [
+        (name, shown(row["before"]), shown(row["after"]), row["allowed"], "yes" if row["kept"] else "**no**")
+        for name, row in results[FORGOTTEN].items()
+    ]
+    return table(("Measure", "Before", "After", "Allowed", "Kept"), rows) if rows else "Nothing was given to compare with (`--before`)."
+
+
+def card(results: Row, training: list[Row]) -> str:
+    """The model card. `training`: how each step was trained, from the checkpoint."""
+    hours = sum(row["seconds"] for row in training) / 3600
+    steps = [(row["step"], shown(row["steps"]), f"{row['seconds'] / 3600:.1f}", _data(row["data"])) for row in training]
+    sources = [(s.name, s.about, s.licence, " and ".join(map(str, s.homes))) for s in SOURCES.values()]
+    return f"""# {RELEASE}
+
+A small omni-modal model: text, pictures and speech in; text and speech out. Every weight in it was trained by this project, from random numbers:
+{shown(results["parameters"]["everything"])} parameters in all, in bfloat16. Licence of the weights: Apache-2.0; the data have their own, below.
+
+## Intended use
+
+For learning how such models work, and as a baseline that can be trained, changed and measured on a laptop. It answers questions about
+simple drawn scenes, writes down clear English speech, says English sentences in the voices {", ".join(results["voices"])}, and makes small talk about
+the topics of its data.
+
+Not for: photographs, faces, facts, advice, languages other than English, or any decision about a person. It knows a few thousand words, invents
+what it does not know, and does not notice when it is wrong. What it says is synthetic: tell those who hear it.
+
+## Measured
+
+{headlines(results)}
+
+Everything, with baselines, ceilings and controls, is in RESULTS.md of the project. Measured on {machine(results)}.
+
+## Training
+
+`muomni train release`, step by step, on two cores of a CPU: {hours:.1f} hours of updates.
+
+{table(("Step", "Updates", "Hours", "Data"), steps)}
+
+## Data
+
+{table(("Name", "What", "Licence", "Home"), sources)}
+
+Beside these: scenes, sentences and questions that the project generates, and speech of the synthesizers espeak-ng (GPL-3.0-or-later), flite (a
+licence like BSD's), piper (GPL-3.0-or-later) with the voice joe (MIT), and Kokoro-82M (Apache-2.0). About an hour of its speech is from a human
+reader; the rest is synthetic, so accents, ages and noisy rooms are heard less well than the figures say. {HEARD_BEFORE}
+What is measured was trained on nowhere: sentences, stories, scenes, drawings and the voices that ask are held out by one rule (docs/data.md).
+"""
+
+
+def _data(data: Row) -> str:
+    return ", ".join(f"{shown(value)} {name}" for name, value in data.items() if not isinstance(value, dict))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
+    results = read_json(parser.parse_args().results)
+    missing = [
+        name for name in ("checkpoint", "fast", "machine", "voices", "parameters", "speed", FORGOTTEN, "suites") if name not in results
+    ]
+    if missing:
+        raise ConfigError(f"the results have no {missing[0]!r}; write them with: muomni eval all --out {RESULTS}")
+    REPORT.write_text(report(results), encoding="utf-8")
+    folder = Path(results["checkpoint"])
+    if folder.name == RELEASE and folder.is_dir():
+        (folder / "README.md").write_text(card(results, load_model(folder).extra["training"]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
