@@ -16,6 +16,7 @@ from omni.audio import SILENCE
 from omni.config import CodecConfig
 
 KMEANS_ROUNDS = 10
+STATISTICS = ("size", "total", "new_size", "new_total", "n_updates")  # buffers of a quantiser that only its training needs
 
 
 class VectorQuantizer(nn.Module):
@@ -288,6 +289,20 @@ class MelCodec(nn.Module):
         """Drop what the forward passes counted (an update was skipped)."""
         for quantizer in self.rvq.quantizers:
             quantizer.forget()  # type: ignore[operator]
+
+    @staticmethod
+    def without_statistics(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What it takes to use the codec: half of a state dict of many codes is statistics to train it on."""
+        return {name: t for name, t in tensors.items() if not (".quantizers." in name and name.rpartition(".")[2] in STATISTICS)}
+
+    def with_statistics(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The opposite: statistics that were left out begin anew, as if every code had been met once."""
+        fresh = {}
+        for name, module in self.named_modules():
+            if isinstance(module, VectorQuantizer) and f"{name}.codebook" in tensors:
+                fresh |= {f"{name}.{key}": torch.zeros_like(getattr(module, key)) for key in STATISTICS}
+                fresh |= {f"{name}.size": torch.ones_like(module.size), f"{name}.total": tensors[f"{name}.codebook"]}
+        return fresh | tensors
 
     def usage(self) -> list[tuple[float, float]]:
         """Of each codebook: the share of codes in use and the perplexity of their moving averages."""

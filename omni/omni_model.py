@@ -98,7 +98,8 @@ class OmniModel(nn.Module):
 
     def tensors(self, components: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The weights of `components` (default: all), keyed `component.name`, as a checkpoint holds them."""
-        return {f"{name}.{key}": value for name in components or self.components for key, value in getattr(self, name).state_dict().items()}
+        tensors = {f"{name}.{key}": value for name in components or self.components for key, value in getattr(self, name).state_dict().items()}
+        return MelCodec.without_statistics(tensors)
 
     def load_components(self, saved: SavedModel, only: Sequence[str] | None = None) -> None:
         """Take over the components that both this model and `saved` have (or those named in `only`)."""
@@ -107,7 +108,10 @@ class OmniModel(nn.Module):
                 raise CheckpointError(f"{saved.folder}: has no {name} (it holds {', '.join(saved.components)})")
             prefix = f"{name}."
             tensors = {key.removeprefix(prefix): value for key, value in saved.tensors.items() if key.startswith(prefix)}
-            load_into(getattr(self, name), tensors, f"{saved.folder}: {name}")
+            module = getattr(self, name)
+            if isinstance(module, MelCodec):
+                tensors = module.with_statistics(tensors)
+            load_into(module, tensors, f"{saved.folder}: {name}")
 
     @property
     def vocoder_name(self) -> str:

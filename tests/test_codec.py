@@ -143,3 +143,23 @@ def test_with_codebook_dropout_some_rows_keep_fewer_codebooks(codec: MelCodec) -
         fewer = [codec.train()(mel, lengths).mel for _ in range(6)]
     assert any(not torch.allclose(mel, whole.mel, atol=1e-4) for mel in fewer)
     assert torch.equal(codec.train()(mel, lengths).codes, whole.codes)
+
+
+def test_a_checkpoint_holds_no_statistics_and_they_begin_anew(codec: MelCodec) -> None:
+    mel = torch.rand(2, 40, 128)
+    lengths = torch.tensor([40, 33])
+    codec.train()
+    codec(mel, lengths)
+    codec.update_codebooks(lambda x: x)
+    saved = codec.without_statistics(codec.state_dict())
+    assert sum(t.numel() for t in saved.values()) == sum(p.numel() for p in codec.parameters())
+    other = MelCodec(codec.config)
+    other.load_state_dict(other.with_statistics(saved))
+    assert torch.equal(other.encode(mel), codec.encode(mel))
+    other.train()
+    for _ in range(3):  # a code that is met moves towards what it was met by, and no other moves
+        met = torch.bincount(other(mel, lengths).codes[..., 0].flatten(), minlength=codec.config.codebook_size) > 0
+        before = other.rvq.quantizers[0].codebook.clone()
+        other.rvq.quantizers[0].dead_code_threshold = 0.0
+        other.update_codebooks(lambda x: x)
+        assert torch.allclose(other.rvq.quantizers[0].codebook[~met], before[~met], atol=1e-6)
