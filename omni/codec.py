@@ -297,7 +297,7 @@ class MelCodec(nn.Module):
 
     def with_statistics(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The opposite: statistics that were left out begin anew, as if every code had been met once."""
-        fresh = {}
+        fresh: dict[str, Tensor] = {}
         for name, module in self.named_modules():
             if isinstance(module, VectorQuantizer) and f"{name}.codebook" in tensors:
                 fresh |= {f"{name}.{key}": torch.zeros_like(getattr(module, key)) for key in STATISTICS}

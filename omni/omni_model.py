@@ -98,7 +98,9 @@ class OmniModel(nn.Module):
 
     def tensors(self, components: Sequence[str] | None = None) -> dict[str, Tensor]:
         """The weights of `components` (default: all), keyed `component.name`, as a checkpoint holds them."""
-        tensors = {f"{name}.{key}": value for name in components or self.components for key, value in getattr(self, name).state_dict().items()}
+        tensors = {
+            f"{name}.{key}": value for name in components or self.components for key, value in getattr(self, name).state_dict().items()
+        }
         return MelCodec.without_statistics(tensors)
 
     def load_components(self, saved: SavedModel, only: Sequence[str] | None = None) -> None:

@@ -130,11 +130,14 @@ def speech_rows(data: Path, *, held_out: bool, readers: tuple[str, ...] = READER
                 yield {"audio": str((data / "speech" / row["audio"]).resolve()), **kept}
 
 
-def spoken_texts(data: Path, *, held_out: bool) -> list[str]:
-    """Different sentences for synthesizers to say, in order of appearance; none is read by the real readers of ARCTIC and LJ."""
+def spoken_texts(data: Path, *, held_out: bool, source: str | None = None) -> list[str]:
+    """Different sentences for synthesizers to say (from one `source` alone: dialogues, stories or novels), in order of appearance; none is read by the
+    real readers of ARCTIC and LJ."""
     read = {normalised(row["text"]) for reader in ("kathleen", "lj") for row in read_jsonl(data / f"speech/{reader}.jsonl")}
     found: dict[str, str] = {}
     for row in text_documents(data, held_out=held_out):
+        if source not in (None, row["source"]):
+            continue
         for sentence in sentences(row):
             key = normalised(sentence)
             if key not in found and key not in read and speakable(sentence) and sentence_held_out(data, sentence) == held_out:

@@ -35,6 +35,7 @@ from omni.parameters import count
 from omni.stages import STAGES as TRAINER_STAGES
 from omni.stages.recipes import assemble
 from omni.stages.splices import make_splices
+from omni.stages.told import make_told
 from omni.training.trainer import train
 
 Row = dict[str, Any]
@@ -110,6 +111,10 @@ NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 
 
 SPLICED_VOICES = {"spliced": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 3, "piper": 1, "flite": 1 / 2, "espeak": 1 / 8}
 SPLICES = 12_000  # new sentences out of Kathleen's
+TOLD_VOICES = {"told": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 2, "piper": 1 / 2, "flite": 1 / 4, "espeak": 1 / 8}
+TOLD = 12_000  # sentences of novels, which are the nearest to what real readers read
+TELLER = ("chat", "codec", "vocoder", "talker")  # what it takes to say them
+TOLD_BY = ("kathleen", "kathleen", "heart", "joe")  # taking turns
 
 
 def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
@@ -133,9 +138,22 @@ def _reader(name: str, folders: Folders) -> Iterable[Row]:
     if name == "spliced":
         read = [row for row in release.speech_rows(folders.data, held_out=False, readers=("kathleen",)) if not _validates(row)]
         return _within(make_splices(read, folders.work / ALIGNER, folders.work / "voices" / name, SPLICES, "kathleen"), "audio")
+    if name == "told":
+        return _within(_told(folders), "audio")
     manifest = folders.world.manifest("speech") if name == "world" else folders.work / "voices" / f"{name}.jsonl"
     rows = _within(manifest, "audio")
     return (row for row in rows if not release.sentence_held_out(folders.data, row["text"]))
+
+
+def _told(folders: Folders) -> Path:
+    """The manifest of what the Talker says; made when it is not there."""
+    out = folders.work / "voices" / "told"
+    if not out.with_suffix(".jsonl").exists():
+        texts = release.spoken_texts(folders.data, held_out=False, source="novels")
+        Random("told").shuffle(texts)
+        assemble([folders.work / step for step in TELLER], folders.work / "teller")
+        make_told(texts[:TOLD], folders.work / "teller", out, TOLD_BY)
+    return out.with_suffix(".jsonl")
 
 
 def _within(manifest: Path, medium: str) -> Iterable[Row]:
@@ -227,8 +245,11 @@ def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
 
 
 GPT_RATE = 4e-3  # the best of the three
-ALIGNER, HEARING = "audio-more", "audio-spliced"  # the steps whose audio encoder says where words are; whose audio encoder,
-SEEING, TUNED = "vision-more", "sft"  # vision encoder and Thinker the later ones build on
+ALIGNER, LISTENER = (
+    "audio-more",
+    "audio-spliced",
+)  # the steps whose audio encoder says where words are to be cut; which codec and Talker learn with
+HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft"  # whose audio encoder, vision encoder and Thinker ship
 TUNING = {"batch_size": 64, "micro_batch_size": 16, "optimizer": "muon", "evaluate_every": 1000}
 
 
@@ -240,7 +261,7 @@ def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
 def _speech_lm(steps: int, optimizer: str) -> ReleaseStage:
     """The second system: says two voices and hears more, through the codec's codes. An update is 32 sequences of about 200 ids."""
     train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 200, "optimizer": optimizer}
-    return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(HEARING, "codec", "vocoder"), data={"max_audio_s": 12.0})
+    return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0})
 
 
 def _seeing(steps: int, *init_from: str) -> ReleaseStage:
@@ -309,7 +330,7 @@ STAGES: dict[str, ReleaseStage] = {
         "codec",
         _clips(VOICES),
         {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=(HEARING,),
+        init_from=(LISTENER,),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
     "vocoder": ReleaseStage(
@@ -323,8 +344,15 @@ STAGES: dict[str, ReleaseStage] = {
         "talker",
         _clips(VOICES),
         {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=("chat", HEARING, "codec"),
+        init_from=("chat", LISTENER, "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
+    ),
+    "audio-told": ReleaseStage(
+        "audio",
+        _clips(TOLD_VOICES),
+        {"steps": 8000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
+        init_from=(LISTENER,),
+        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
     ),
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
     **{f"sft-{tokens}": _tuning(800, tokens) for tokens in IMAGE_TOKENS},
@@ -399,8 +427,8 @@ def _amount(run: RunConfig) -> Row:
     return found | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
 
 
-NEEDED = ("text", "chat", "audio", "audio-natural", ALIGNER, HEARING, "vision", SEEING)  # without these nothing is published
-PUBLISHED = tuple(dict.fromkeys(("chat", HEARING, SEEING, "codec", "vocoder", "talker", "sft", TUNED, "talker-tuned")))
+NEEDED = ("text", "chat", "audio", "audio-natural", ALIGNER, LISTENER, "vision", SEEING)  # without these nothing is published
+PUBLISHED = tuple(dict.fromkeys(("chat", LISTENER, SEEING, "codec", "vocoder", "talker", HEARING, "sft", TUNED, "talker-tuned")))
 MOST_BYTES, MOST_PARAMETERS = 40_000_000, 25_650_000
 
 

@@ -55,6 +55,7 @@ def work(tmp_path, world, data, monkeypatch) -> Path:
     monkeypatch.setattr(release, "STAGES", small)
     monkeypatch.setattr(release, "PRESET", "nano")
     monkeypatch.setattr(release, "SPLICES", 4)
+    monkeypatch.setattr(release, "TOLD", 4)
     monkeypatch.setattr(release, "generate_pocket", lambda folder, size: World(world, "test", 0))
     monkeypatch.setattr(release, "MIX", dict.fromkeys(release.MIX, 24))
     monkeypatch.setattr(extras, "SIZES", dict.fromkeys(extras.SIZES, 4))
@@ -191,6 +192,9 @@ def test_unknown_steps_and_missing_data_are_said(data, work, tmp_path):
 @pytest.mark.slow
 def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_path, monkeypatch):
     monkeypatch.setattr(release, "VALIDATION", 0.5)  # enough of so little text for a context
+    plain = [f"{who} went {where} at once." for who in ("She", "He", "Nobody") for where in ("home", "away", "down", "there")]
+    with (data / "text/novels/Doyle_Lost_1912.txt").open("a") as novel:
+        novel.write("\n\n" + "\n\n".join(plain))
     talker = PRESETS["nano"].talker.model_copy(update={"voices": preset("release").talker.voices})
     monkeypatch.setitem(PRESETS, "nano", PRESETS["nano"].model_copy(update={"talker": talker}))
     for step in ("text", "chat", "audio", "audio-natural", "audio-more", "audio-spliced", "vision", "vision-more"):
@@ -212,14 +216,15 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
         "vision-more",
     ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
-    encoder = load_model(work / "audio-spliced").tensors
 
-    for step in ("codec", "vocoder", "talker", "sft-cls", "sft", "talker-tuned"):
+    for step in ("codec", "vocoder", "talker", "audio-told", "sft-cls", "sft", "talker-tuned"):
         row = release.train_step(step, data, work)
     seen, other = load_model(work / "vision-more").config.vision_encoder, load_model(work / "sft-cls").config.vision_encoder
     assert seen.image_tokens == "grid" and other == seen.model_copy(update={"image_tokens": "cls"})
     assert row["step"] == "talker-tuned"
-    tuned = load_model(work / "sft").tensors
+    told = list(data_release.read_jsonl(work / "voices/told.jsonl"))
+    assert [row["speaker"] for row in told] == [*release.TOLD_BY] and all((work / "voices" / row["audio"]).exists() for row in told)
+    encoder, tuned = (load_model(work / step).tensors for step in ("audio-told", "sft"))
     assert all(torch.equal(tuned[name], tensor) for name, tensor in encoder.items())  # frozen: CTC is what it was
     release.publish(work, tmp_path / "whole")
     whole = load_model(tmp_path / "whole")
