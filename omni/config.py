@@ -18,7 +18,7 @@ from omni.errors import ConfigError
 
 VOCODER_OVERLAP = 4  # hops that a frame of the neural vocoder's STFTs is long
 VOCODER_ROUNDS = 3  # STFTs, each with its inverse
-DEFAULT_CHECKPOINT = "checkpoints/understanding"  # what is loaded where no folder is named
+DEFAULT_CHECKPOINT = "checkpoints/omni-tiny"  # what is loaded where no folder is named
 DEFAULT_SPEECH_LM = "checkpoints/speech-lm"  # the same for the second system
 RELEASE = "omni-tiny"  # the folder of the released model
 RELEASE_ALIASES = ("omni_sft_tiny", "thinker_tiny")  # names for it, as long as no folder of the name is there (training makes them)

@@ -95,7 +95,7 @@ SUITES: dict[str, Callable[[Any, Settings], dict[str, Any]]] = {  # of the model
     "speech-lm": _speech_lm,
 }
 ALL = "all"
-FAST = {"text": 20, "asr": 8, "vision": 40, "codec": 1, "tts": 1, "omni": 16}  # items of each set, for a look that takes minutes
+FAST = {"text": 20, "asr": 8, "vision": 40, "codec": 1, "tts": 1, "omni": 16}  # the suites of `all`, with how many items make a quick look
 
 
 def _load(suite: str, checkpoint: Path | None, device: str) -> Any:  # an Omni or a SpeechLM

@@ -21,9 +21,9 @@ from omni.audio import load_audio
 from omni.data.release import UNSEEN_READERS
 from omni.errors import DataError
 from omni.evaluation.asr import Clip, rates, speech_sets, spread
-from omni.evaluation.judge import RATE_HZ, Judge, find_judges
-from omni.evaluation.sentences import LENGTHS, LIST, Sentence, check_held_out, load_sentences, spoken_vocabulary
-from omni.evaluation.tts import Examination
+from omni.evaluation.judge import RATE_HZ, Judge
+from omni.evaluation.sentences import LIST, Sentence
+from omni.evaluation.tts import Examination, prepare
 from omni.inference.sampling import Sampling
 from omni.parameters import count
 from omni.speech_lm import SpeechLM
@@ -73,12 +73,7 @@ def speech_lm_suite(model: SpeechLM, data: Path, *, limit: int | None = None, ju
     the judges. Raises DataError for missing data or judges and when a sentence is trained on."""
     if model.sample_rate_hz != RATE_HZ:
         raise DataError(f"the judges hear {RATE_HZ} Hz, and this model speaks at {model.sample_rate_hz} Hz")
-    judges, everything = find_judges(judge), load_sentences(sentences)
-    chosen = [s for length in LENGTHS for s in spread([s for s in everything if s.length == length], limit)]
-    if len(chosen) < 2:
-        raise DataError(f"{sentences}: two sentences or more are needed to tell whether speech follows its text")
-    check_held_out(chosen, data)
-    exam = Examination(judges, spoken_vocabulary(data))
+    chosen, exam = prepare(data, sentences, limit, judge)
     parameters = count(model.model)
     metrics: Row = {"parameters": parameters, "speaking": {}, "hearing": {}}
     baselines: Row = {"speaking": {}, "hearing": {}}
@@ -92,7 +87,7 @@ def speech_lm_suite(model: SpeechLM, data: Path, *, limit: int | None = None, ju
         if reader in UNSEEN_READERS:  # its clips are long, and nobody like that is in the training data of two voices
             continue
         few = spread(clips, limit)
-        metrics["hearing"][reader], baselines["hearing"][reader], ceilings["hearing"][reader] = evaluate_hearing(model, few, judges[0])
+        metrics["hearing"][reader], baselines["hearing"][reader], ceilings["hearing"][reader] = evaluate_hearing(model, few, exam.judges[0])
         items += len(few)
         log.info("hears %s: %s", reader, metrics["hearing"][reader])
     return {

@@ -174,17 +174,23 @@ def _recording(sentence: Sentence, reader: str, data: Path) -> Path:
     return path
 
 
-def tts_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, sentences: Path = LIST) -> Row:
-    """The suite `tts`; `limit` sentences of each length, `judge` another environment than this one that has the judges. Raises DataError
-    for missing data or judges and when a sentence is trained on, CheckpointError for a checkpoint that cannot speak."""
-    for name in ("talker", "thinker", "codec"):
-        getattr(omni.model, name)  # says what the checkpoint lacks
+def prepare(data: Path, sentences: Path, limit: int | None, judge: Path | None) -> tuple[list[Sentence], Examination]:
+    """What is to be said, `limit` sentences of each length, and who listens. Raises DataError for missing data or judges, for fewer than two
+    sentences and for one that is trained on."""
     judges, everything = find_judges(judge), load_sentences(sentences)
     chosen = [s for length in LENGTHS for s in spread([s for s in everything if s.length == length], limit)]
     if len(chosen) < 2:
         raise DataError(f"{sentences}: two sentences or more are needed to tell whether speech follows its text")
     check_held_out(chosen, data)
-    exam = Examination(judges, spoken_vocabulary(data))
+    return chosen, Examination(judges, spoken_vocabulary(data))
+
+
+def tts_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, sentences: Path = LIST) -> Row:
+    """The suite `tts`; `limit` sentences of each length, `judge` another environment than this one that has the judges. Raises DataError
+    for missing data or judges and when a sentence is trained on, CheckpointError for a checkpoint that cannot speak."""
+    for name in ("talker", "thinker", "codec"):
+        getattr(omni.model, name)  # says what the checkpoint lacks
+    chosen, exam = prepare(data, sentences, limit, judge)
     metrics: Row = {}
     baselines: Row = {}
     ceilings: Row = {}

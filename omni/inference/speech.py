@@ -29,10 +29,8 @@ SHORTEST_CLAUSE, LONGEST_CLAUSE = 20, 160  # characters
 CLAUSE_ENDS = ".!?;:,…。！？；：，、"
 LOUDEST = 10.0  # scaled log-mel far above full scale: a codec gone wild must not overflow into a waveform of NaN
 CLOSING = "\"')]}”’»"
-CHUNKS, LAST_CHUNK = (
-    (2, 2, 4),
-    8,
-)  # frames of the first pieces of a stream (one would not get past the vocoder's delay), and of all later ones
+CHUNKS = (2, 2, 4)  # frames of the first pieces of a stream: one would not get past the vocoder's delay
+LAST_CHUNK = 8  # and of all later ones
 
 
 @dataclass(frozen=True)

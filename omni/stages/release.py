@@ -245,11 +245,9 @@ def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
 
 
 GPT_RATE = 4e-3  # the best of the three
-ALIGNER, LISTENER = (
-    "audio-more",
-    "audio-spliced",
-)  # the steps whose audio encoder says where words are to be cut; which codec and Talker learn with
-HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft"  # whose audio encoder, vision encoder and Thinker ship
+ALIGNER = "audio-more"  # the step whose audio encoder says where words are to be cut,
+LISTENER = "audio-spliced"  # and the one that codec and Talker learn with
+HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft-more"  # whose audio encoder, vision encoder and Thinker ship
 TUNING = {"batch_size": 64, "micro_batch_size": 16, "optimizer": "muon", "evaluate_every": 1000}
 
 
@@ -264,6 +262,20 @@ def _speech_lm(steps: int, optimizer: str) -> ReleaseStage:
     return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0})
 
 
+def _hearing(shares: dict[str, float], steps: int, init_from: str, batch_size: int = 32) -> ReleaseStage:
+    """More of it, from an encoder that hears already."""
+    train = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "micro_batch_size": 16,
+        "learning_rate": 1e-3,
+        "warmup_steps": 100,
+        "optimizer": "muon",
+    }
+    data = {"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0}
+    return ReleaseStage("audio", _clips(shares), train, (init_from,), data=data)
+
+
 def _seeing(steps: int, *init_from: str) -> ReleaseStage:
     train = {"steps": steps, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"}
     return ReleaseStage("vision", _captioned, train, init_from)
@@ -276,7 +288,7 @@ def _tuning(steps: int, image_tokens: ImageTokens | None = None) -> ReleaseStage
     """The encoders as they are: what they hear and see is learned, and CTC is what it was."""
     train = {**TUNING, "steps": steps, "learning_rate": 1e-3, "warmup_steps": 100, "freeze": ["vision_encoder", "audio_encoder"]}
     return ReleaseStage(
-        "sft", _conversations, train, init_from=("chat", HEARING, SEEING), data={"cached_hours": 20.0}, image_tokens=image_tokens
+        "sft", _conversations, train, init_from=("chat", LISTENER, SEEING), data={"cached_hours": 20.0}, image_tokens=image_tokens
     )
 
 
@@ -303,27 +315,9 @@ STAGES: dict[str, ReleaseStage] = {
         {"steps": 4500, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1.5e-3, "warmup_steps": 300},
         data={"max_audio_s": 12.0, "mel_masks": 2, "vary_speech": True, "cached_hours": 60.0},
     ),
-    "audio-natural": ReleaseStage(
-        "audio",
-        _clips(NATURAL_VOICES),
-        {"steps": 5000, "batch_size": 64, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
-        init_from=("audio",),
-        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
-    ),
-    "audio-more": ReleaseStage(
-        "audio",
-        _clips(MORE_VOICES),
-        {"steps": 11000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
-        init_from=("audio-natural",),
-        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
-    ),
-    "audio-spliced": ReleaseStage(
-        "audio",
-        _clips(SPLICED_VOICES),
-        {"steps": 8000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
-        init_from=(ALIGNER,),
-        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
-    ),
+    "audio-natural": _hearing(NATURAL_VOICES, 5000, "audio", batch_size=64),
+    "audio-more": _hearing(MORE_VOICES, 11000, "audio-natural"),
+    "audio-spliced": _hearing(SPLICED_VOICES, 8000, ALIGNER),
     "vision": _seeing(2000, "chat"),
     "vision-more": _seeing(2500, "chat", "vision"),  # shapes come last
     "codec": ReleaseStage(
@@ -347,22 +341,16 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("chat", LISTENER, "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
-    "audio-told": ReleaseStage(
-        "audio",
-        _clips(TOLD_VOICES),
-        {"steps": 8000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"},
-        init_from=(LISTENER,),
-        data={"max_audio_s": 12.0, "mel_masks": 1, "vary_speech": True, "cached_hours": 60.0},
-    ),
+    "audio-told": _hearing(TOLD_VOICES, 8000, LISTENER),
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
     **{f"sft-{tokens}": _tuning(800, tokens) for tokens in IMAGE_TOKENS},
     "sft": _tuning(6000),
-    # The vision encoder with the rest; to ship, it must measure better.
-    "sft-seeing": ReleaseStage(
+    # The audio encoder that hears better, and the vision encoder tuned with the rest.
+    "sft-more": ReleaseStage(
         "sft",
         _conversations,
         {**TUNING, "steps": 2000, "learning_rate": 4e-4, "warmup_steps": 50, "freeze": ["audio_encoder"]},
-        init_from=("sft",),
+        init_from=("sft", HEARING),
         data={"cached_hours": 20.0},
     ),
     # The Talker follows the Thinker that ships.

@@ -25,11 +25,7 @@ Row = dict[str, Any]
 
 
 def make_told(sentences: Sequence[str], speaking: Path, out: Path, voices: Sequence[str]) -> Path:
-    """`sentences` by the model in the folder `speaking`, its `voices` taking turns: OUT.jsonl and clips in OUT/. Interrupted, it goes on; made when
-    the manifest is not there."""
-    manifest = out.with_suffix(".jsonl")
-    if manifest.exists():
-        return manifest
+    """`sentences` by the model in the folder `speaking`, its `voices` taking turns: clips in OUT/ (interrupted, it goes on), and then OUT.jsonl."""
     saved = load_model(speaking)
     assert saved.tokenizer is not None, "a Thinker is always saved with its tokenizer"
     speaker = Speaker(OmniModel.from_saved(saved).eval(), BPETokenizer(saved.tokenizer))
@@ -44,5 +40,6 @@ def make_told(sentences: Sequence[str], speaking: Path, out: Path, voices: Seque
                 soundfile.write(file, said.waveform, said.sample_rate_hz)
             log.info("%d of %d sentences are told", start + len(texts), len(sentences))
         rows += [{"audio": f"{out.name}/{file.name}", "text": t, "speaker": v} for file, t, v in zip(files, texts, names, strict=True)]
+    manifest = out.with_suffix(".jsonl")
     manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return manifest

@@ -16,6 +16,7 @@ from omni.cli.app import main
 from omni.config import SpeechLMConfig
 from omni.errors import DataError
 from omni.evaluation import speech_lm as suite_module
+from omni.evaluation import tts
 from omni.evaluation.asr import Clip
 from omni.evaluation.sentences import Sentence, write_list
 from omni.evaluation.speech_lm import evaluate_hearing, speech_lm_suite
@@ -42,9 +43,9 @@ def suite(lm, sounds, tmp_path, monkeypatch, told_judge) -> Any:
     """Runs it with a judge who hears what should be said, in order."""
     write_list([Sentence(f"s{i}", text, "novels", len(text.split())) for i, text in enumerate(TEXTS)], tmp_path / "list.jsonl")
     clips = [Clip(path, text, text) for path, text in zip(sounds, TEXTS, strict=True)]
-    monkeypatch.setattr(suite_module, "find_judges", lambda environment: [told_judge([t.lower() for t in TEXTS])])
-    monkeypatch.setattr(suite_module, "check_held_out", lambda sentences, data: None)
-    monkeypatch.setattr(suite_module, "spoken_vocabulary", lambda data: frozenset(["a", "cat"]))
+    monkeypatch.setattr(tts, "find_judges", lambda environment: [told_judge([t.lower() for t in TEXTS])])
+    monkeypatch.setattr(tts, "check_held_out", lambda sentences, data: None)
+    monkeypatch.setattr(tts, "spoken_vocabulary", lambda data: frozenset(["a", "cat"]))
     monkeypatch.setattr(suite_module, "speech_sets", lambda data: {"kathleen": clips, "lj": clips})
     return lambda **settings: json.loads(json.dumps(speech_lm_suite(lm, tmp_path, sentences=tmp_path / "list.jsonl", **settings)))
 
@@ -116,8 +117,6 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
 
 def test_eval_speech_lm_prints_one_object(suite, lm, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("omni.speech_lm.SpeechLM.from_pretrained", lambda *_: lm)
-    monkeypatch.setattr(
-        suite_module, "load_sentences", lambda path: [Sentence(f"s{i}", t, "novels", len(t.split())) for i, t in enumerate(TEXTS)]
-    )
+    monkeypatch.setattr(tts, "load_sentences", lambda path: [Sentence(f"s{i}", t, "novels", len(t.split())) for i, t in enumerate(TEXTS)])
     assert main(["eval", "speech-lm", "--data", str(tmp_path), "--limit", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["suite"] == "speech-lm"

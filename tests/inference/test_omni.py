@@ -36,7 +36,7 @@ def test_a_saved_model_answers_like_the_one_in_memory(omni, checkpoint, media, c
 
 def test_without_a_checkpoint_the_error_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=r"checkpoints/understanding.*make demo.*muomni train pocket --preset nano.*--ckpt"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/omni-tiny.*make demo.*muomni train pocket --preset nano.*--ckpt"):
         Omni.from_pretrained()
     with pytest.raises(CheckpointError, match="nowhere"):
         Omni.from_pretrained("nowhere")

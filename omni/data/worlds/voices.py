@@ -39,7 +39,7 @@ from omni.errors import DataError
 TRAINING_CLIPS = {"espeak": 8_000, "flite": 40_000, "piper": 6_000, "cast": 6_000, "teacher": 13_400}
 FIRST_SENTENCE = {"espeak": 0, "piper": 20_000, "cast": 30_000, "flite": 40_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
-QUESTION_TAKES = {"flite": 12, "piper": 3, "cast": 2}  # of every question about a picture, for training
+QUESTION_TAKES = {"flite": 12, "piper": 3, "cast": 1}  # of every question about a picture, for training
 QUESTION_ENGINES = ("festival", "kokoro", "espeak")  # those that ask the held-out ones
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
 FLITE_VOICES = ("rms", "awb")
