@@ -193,7 +193,9 @@ class TalkerConfig(Config):
     context_length: PositiveInt = 1024  # frames
     voices: tuple[str, ...] = ("default",)
     conditioning_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of texts that are read without their Thinker states
-    history_dropout: float = Field(0.1, ge=0.0, lt=1.0)  # share of frames that are not told the codes before them
+    history_dropout: float = Field(
+        1.0, ge=0.0, le=1.0
+    )  # at most this share of a clip's frames, each clip another, is not told the codes before
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")

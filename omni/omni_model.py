@@ -65,7 +65,7 @@ class OmniModel(nn.Module):
             "audio_encoder": lambda: AudioEncoderTiny(config.audio_encoder, config.audio.n_mels),
             "image_projector": lambda: Projector(config.projectors.kind, config.vision_encoder.d_model, width),
             "audio_projector": lambda: Projector(config.projectors.kind, config.audio_encoder.d_model, width),
-            "talker": lambda: TalkerTiny(config.talker, config.codec, width),
+            "talker": lambda: TalkerTiny(config.talker, config.codec, width, config.audio.n_mels),
             "codec": lambda: MelCodec(config.codec, config.audio.n_mels),
             "vocoder": lambda: NeuralVocoder(config.audio, config.vocoder),
             "contrastive": lambda: ContrastiveHeads(config.vision_encoder.d_model, width),

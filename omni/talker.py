@@ -5,8 +5,8 @@ A transformer that sees both ways reads the spelling, every character with its t
 A causal transformer over the frames, told the codes so far, gives the codes of the next: the first from its state, code k > 0 from that state
 and codes 0 … k-1 of the same frame. Speech ends with the time of the last character.
 
-The durations to learn from are measured by the audio encoder (omni.alignment). Where in the text it is need not be learned, so a few hours of
-speech are enough, and nothing is skipped or said twice.
+The durations to learn from are those of an aligner that learns along with it (omni.alignment). Where in the text it is need not be learned, so a
+few hours of speech are enough, and nothing is skipped or said twice.
 
 B batch  C characters  F frames  K codebooks  N codebook size  d model width  w code width"""
 
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omni.alignment import Aligner
 from omni.characters import N_CHARACTERS
 from omni.config import CodecConfig, TalkerConfig
 from omni.nn.kv_cache import KVCache
@@ -39,7 +40,7 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class TalkerOutput:
-    """Of teacher forcing: logits of the codes, `first` (B,F,N) and `rest` (B,F,K-1,N); `log_durations` (B,C), ln(1 + slots) of every character."""
+    """Of teacher forcing: logits of the codes, `first` (B,F,N) and `rest` (B,F,K-1,N); `log_durations` (B,C), ln slots of every character."""
 
     first: Tensor
     rest: Tensor
@@ -102,10 +103,12 @@ class FrameConditioning(nn.Module):
 class TalkerTiny(nn.Module):
     """Thinker states, spelling and previous codes (B,F,K) → logits of the K codes of every frame."""
 
-    def __init__(self, config: TalkerConfig, codec: CodecConfig, thinker_width: int) -> None:
+    def __init__(self, config: TalkerConfig, codec: CodecConfig, thinker_width: int, n_mels: int = 128) -> None:
         super().__init__()
+        assert codec.stride % SLOTS == 0, f"{codec.stride} mel frames a code frame are no {SLOTS} slots"
         self.config, self.codec = config, codec
         d, n, width = config.d_model, codec.codebook_size, config.code_width or config.d_model
+        self.aligner = Aligner(n_mels, codec.stride // SLOTS)
         self.conditioning = TalkerConditioning(config, thinker_width)
         self.duration = nn.Linear(d, 1)
         self.frame_conditioning = FrameConditioning(d)
@@ -131,7 +134,7 @@ class TalkerTiny(nn.Module):
         for weight in self.code_emb.parameters():
             nn.init.normal_(weight, std=width**-0.5)
         nn.init.normal_(self.begin, std=0.02)
-        nn.init.constant_(self.duration.bias, math.log1p(USUAL))
+        nn.init.constant_(self.duration.bias, math.log(USUAL))
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -145,12 +148,12 @@ class TalkerTiny(nn.Module):
     # --- what is said when
 
     def log_durations(self, conditioning: Conditioning) -> Tensor:
-        """ln(1 + slots) of every character, (B,C)."""
+        """ln of the slots of every character, (B,C)."""
         return self.duration(conditioning.embeddings)[..., 0]
 
     def durations(self, conditioning: Conditioning) -> list[Tensor]:
         """Of every row the slots (C,) that its characters last, rounded so that no error adds up."""
-        slots = self.log_durations(conditioning).float().expm1().clamp(0.0, LONGEST)
+        slots = self.log_durations(conditioning).float().exp().clamp(max=LONGEST)
         ends = [row[:n].cumsum(0).round().long() for row, n in zip(slots, conditioning.lengths.tolist(), strict=True)]
         return [row.diff(prepend=row.new_zeros(1)) for row in ends]
 
@@ -184,7 +187,8 @@ class TalkerTiny(nn.Module):
         `lengths` of the rows are needed with a cache, if they differ."""
         history = torch.cat((self.begin.expand(len(codes), 1, -1), self.embed_codes(codes[:, :-1])), dim=1)
         if self.training and self.config.history_dropout:  # what is to be said counts more than how it sounded so far
-            hidden = torch.rand(history.shape[:2], device=history.device) < self.config.history_dropout
+            shares = torch.rand(len(history), 1, device=history.device) * self.config.history_dropout
+            hidden = torch.rand(history.shape[:2], device=history.device) < shares
             history = torch.where(hidden[..., None], self.begin, history)
         return self.transformer(conditions + history, cache=cache, lengths=lengths)
 

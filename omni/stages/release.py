@@ -337,14 +337,14 @@ STAGES: dict[str, ReleaseStage] = {
     "talker": ReleaseStage(
         "talker",
         _clips(VOICES),
-        {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=("chat", LISTENER, "codec"),
+        {"steps": 8000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "warmup_steps": 200},
+        init_from=("chat", "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
     "audio-told": _hearing(TOLD_VOICES, 8000, LISTENER),
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
     **{f"sft-{tokens}": _tuning(800, tokens) for tokens in IMAGE_TOKENS},
-    "sft": _tuning(6000),
+    "sft": _tuning(4500),
     # The audio encoder that hears better, and the vision encoder tuned with the rest.
     "sft-more": ReleaseStage(
         "sft",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omni.alignment import ctc_alignment
 from omni.audio_tokenizers import SPEAKING, CodecTokenizer, SNACTokenizer
 from omni.characters import encode_characters
 from omni.config import RunConfig
@@ -19,16 +20,28 @@ from omni.data.collate import IGNORE
 from omni.data.datasets import without_infeasible_clips
 from omni.data.manifests import Manifests
 from omni.data.multimodal import Aligner, MultimodalBatch, MultimodalDataset
+from omni.errors import DataError
 from omni.omni_model import OmniModel, with_section
 from omni.speech_lm import COMPONENT, MultimodalLLM
 from omni.stages.base import OmniStage
 from omni.stages.data import open_splits, own_tokenizer
-from omni.stages.talker import named_at
 from omni.tokenizer import BPETokenizer
 from omni.training.losses import CHUNK_LOGITS, next_token_loss
 from omni.training.stage import Context, Examples, Export, Splits, Term
 
 MODALITIES = ("audio", "text")  # what the model decides: sound when it speaks, text when it hears
+
+
+@torch.no_grad()
+def named_at(model: OmniModel, mel: Tensor, characters: list[int], clip: str) -> tuple[list[int], int]:
+    """mel (T,mels) and the characters said in it → the slot of the CTC head that names each, increasing, and how many slots there are. Raises
+    DataError for a clip that is too short for its text."""
+    states, _ = model.audio_encoder(mel[None])
+    log_probabilities = model.audio_encoder.ctc_logits(states)[0].float().log_softmax(-1)
+    named = ctc_alignment(log_probabilities, characters)
+    if named is None:
+        raise DataError(f"{clip}: {len(mel)} frames are too short for the {len(characters)} characters of its text")
+    return named, len(log_probabilities)
 
 
 def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> Aligner:
