@@ -53,7 +53,7 @@ class Aligner(nn.Module):
     after the other are to be likely together (`forward_sum`), and the likeliest says how long each lasts (`durations`). Unlike the slots in which a
     CTC head names characters, those in which they sound have to resemble each other wherever they occur."""
 
-    def __init__(self, n_mels: int, frames_per_slot: int, width: int = 64) -> None:
+    def __init__(self, n_mels: int, frames_per_slot: int, width: int) -> None:
         super().__init__()
         self.frames_per_slot = frames_per_slot
         self.character = nn.Embedding(N_CHARACTERS, width)

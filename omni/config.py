@@ -190,6 +190,7 @@ class TalkerConfig(Config):
     n_kv_heads: PositiveInt = 1
     d_ff: PositiveInt = 768
     code_width: PositiveInt | None = None  # of the code embeddings, which are also the output heads; None is d_model
+    aligner_width: PositiveInt = 64
     context_length: PositiveInt = 1024  # frames
     voices: tuple[str, ...] = ("default",)
     conditioning_dropout: float = Field(0.1, ge=0.0, le=1.0)  # share of texts that are read without their Thinker states
@@ -303,7 +304,9 @@ PRESETS: dict[str, ModelConfig] = {
         audio_encoder=AudioEncoderConfig(conv_channels=12, d_model=64, n_layers=2, n_heads=4, d_ff=80),
         codec=CodecConfig(n_codebooks=3, codebook_size=64, latent_size=16, hidden_size=40, n_blocks=1),
         vocoder=VocoderConfig(d_model=8, n_blocks=1, d_ff=16, discriminator_channels=2),
-        talker=TalkerConfig(d_model=48, n_layers=2, n_text_layers=1, n_heads=3, n_kv_heads=1, d_ff=80, code_width=16, context_length=512),
+        talker=TalkerConfig(
+            d_model=48, n_layers=2, n_text_layers=1, n_heads=3, n_kv_heads=1, d_ff=64, code_width=16, aligner_width=16, context_length=512
+        ),
         speech_lm=SpeechLMConfig(text_vocab_size=320, d_model=48, n_layers=2, n_heads=3, n_kv_heads=1, d_ff=80, context_length=1024),
     ),
     "tiny": _TINY,

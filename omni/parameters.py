@@ -14,6 +14,7 @@ ADDITIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ctc_head": ("audio_encoder", ("ctc_transformer", "ctc_head")),
     "talker_conditioning": ("talker", ("conditioning", "duration", "frame_conditioning", "begin")),
     "talker_rest_heads": ("talker", ("rest_mix", "rest_out")),
+    "talker_aligner": ("talker", ("aligner",)),
     "codec_strides": ("codec", ("encoder", "decoder")),
     "neural_vocoder": ("vocoder", ("first", "first_norm", "blocks", "last_norm", "head", "pitch_head")),
 }
@@ -28,6 +29,7 @@ MEANINGS = {
     "ctc_head": "several character slots per 80 ms frame",
     "talker_conditioning": "spelling, Thinker states and voice; durations; what is said in a frame",
     "talker_rest_heads": "later codebooks given the earlier ones",
+    "talker_aligner": "how long characters last in what the Talker learns from",
     "codec_strides": "convolutions between 100 Hz mel and 12.5 Hz codes",
     "neural_vocoder": "log-mel to pitch, and to what shapes pulses and noise",
 }

@@ -108,7 +108,7 @@ class TalkerTiny(nn.Module):
         assert codec.stride % SLOTS == 0, f"{codec.stride} mel frames a code frame are no {SLOTS} slots"
         self.config, self.codec = config, codec
         d, n, width = config.d_model, codec.codebook_size, config.code_width or config.d_model
-        self.aligner = Aligner(n_mels, codec.stride // SLOTS)
+        self.aligner = Aligner(n_mels, codec.stride // SLOTS, config.aligner_width)
         self.conditioning = TalkerConditioning(config, thinker_width)
         self.duration = nn.Linear(d, 1)
         self.frame_conditioning = FrameConditioning(d)

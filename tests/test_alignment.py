@@ -68,7 +68,7 @@ def batch(clips: list[tuple[torch.Tensor, list[int]]]) -> tuple[torch.Tensor, ..
 
 def test_an_aligner_learns_how_long_characters_last() -> None:
     torch.manual_seed(0)
-    rng, aligner = Random(0), Aligner(16, 2, width=32)
+    rng, aligner = Random(0), Aligner(16, 2, 32)
     optimizer = torch.optim.Adam(aligner.parameters(), lr=5e-3)
     for step in range(130):
         texts = ["".join(rng.sample("abcdefgh", 6)) for _ in range(8)]
@@ -85,7 +85,7 @@ def test_an_aligner_learns_how_long_characters_last() -> None:
 
 def test_an_aligner_hears_a_clip_the_same_alone_and_among_longer_ones() -> None:
     torch.manual_seed(0)
-    aligner = Aligner(16, 2, width=16)
+    aligner = Aligner(16, 2, 16)
     short, long = said("abc", [2, 3, 4]), said("abcdefgh", [4] * 8)
     alone, together = aligner(*batch([short])), aligner(*batch([short, long]))
     torch.testing.assert_close(together[0, :9, :3], alone[0])

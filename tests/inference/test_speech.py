@@ -43,7 +43,7 @@ def test_greedy_codes_are_those_of_full_passes(own_omni):
         out = own_omni.model.talker(speech.codes[None], conditioning, own_omni.model.talker.durations(conditioning))
         assert torch.equal(out.first[0].argmax(-1), speech.codes[:, 0])
         assert torch.equal(out.rest[0].argmax(-1), speech.codes[:, 1:])
-        assert len(speech.codes.unique(dim=0)) > 2
+        assert len(speech.codes.unique(dim=0)) > 1
 
 
 def test_a_codec_gone_wild_does_not_make_nan(own_omni):
@@ -126,7 +126,7 @@ def test_speech_lasts_as_long_as_its_characters(own_omni):
     duration = own_omni.model.talker.duration
     duration.weight.data.zero_()
     for slots, text in ((2.0, "Hello!"), (7.0, "Hello!"), (3.0, "There are two small stars and one thing")):
-        duration.bias.data.fill_(math.log1p(slots))
+        duration.bias.data.fill_(math.log(slots))
         speech = own_omni.say(text, sampling=FREE)
         assert len(speech.codes) == math.ceil(slots * (len(text) + 2) / 4)  # with the silence before and behind
 
