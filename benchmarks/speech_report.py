@@ -1,6 +1,6 @@
 """A page about speech from the results of `muomni eval tts` and `codec`: their tables, and spectrograms of recording, codec and Talker side by side.
 
-    python benchmarks/speech_report.py results/tts.json results/codec.json --ckpt checkpoints/… --data data --out docs/speech
+    python benchmarks/speech_report.py results/tts.json results/codec.json results/codec-175.json --ckpt checkpoints/… --data data --out docs/speech
 
 writes docs/speech.md and docs/speech.png.
 """
@@ -134,15 +134,17 @@ def picture(omni: Omni, data: Path) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tts", type=Path)
-    parser.add_argument("codec", type=Path)
+    parser.add_argument("codec", type=Path, nargs="+", help="one of every codec")
     parser.add_argument("--ckpt", type=Path)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, required=True, help="without suffix")
     arguments = parser.parse_args()
     image = arguments.out.with_suffix(".png")
     picture(Omni.from_pretrained(arguments.ckpt, "cpu"), arguments.data).save(image, optimize=True)
-    tts, codec = (json.loads(path.read_text()) for path in (arguments.tts, arguments.codec))
-    lines = ["# Speech, measured", "", f"![Spectrograms]({image.name})", "", *tts_tables(tts), *codec_tables(codec)]
+    tts, *codecs = (json.loads(path.read_text()) for path in (arguments.tts, *arguments.codec))
+    lines = ["# Speech, measured", "", f"![Spectrograms]({image.name})", "", *tts_tables(tts)]
+    for codec in codecs:
+        lines += codec_tables(codec)
     arguments.out.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
 
 

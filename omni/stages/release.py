@@ -77,6 +77,7 @@ class ReleaseStage:
     world: tuple[str, ...] = ()  # manifests of the world to read as well
     data: dict[str, Any] = field(default_factory=dict)
     image_tokens: ImageTokens | None = None  # other ones than the vision encoder has learned with
+    model: dict[str, Any] = field(default_factory=dict)  # sizes other than the preset's
 
 
 def _documents(folders: Folders) -> Iterable[Row]:
@@ -276,6 +277,12 @@ def _hearing(shares: dict[str, float], steps: int, init_from: str, batch_size: i
     return ReleaseStage("audio", _clips(shares), train, (init_from,), data=data)
 
 
+def _codec(steps: int, sizes: dict[str, int] | None = None) -> ReleaseStage:
+    train = {"steps": steps, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100}
+    data = {"max_audio_s": 12.0, "cached_hours": 60.0}
+    return ReleaseStage("codec", _clips(VOICES), train, init_from=(LISTENER,), data=data, model={"codec": sizes} if sizes else {})
+
+
 def _seeing(steps: int, *init_from: str) -> ReleaseStage:
     train = {"steps": steps, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"}
     return ReleaseStage("vision", _captioned, train, init_from)
@@ -320,13 +327,8 @@ STAGES: dict[str, ReleaseStage] = {
     "audio-spliced": _hearing(SPLICED_VOICES, 8000, ALIGNER),
     "vision": _seeing(2000, "chat"),
     "vision-more": _seeing(2500, "chat", "vision"),  # shapes come last
-    "codec": ReleaseStage(
-        "codec",
-        _clips(VOICES),
-        {"steps": 6000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "warmup_steps": 100},
-        init_from=(LISTENER,),
-        data={"max_audio_s": 12.0, "cached_hours": 60.0},
-    ),
+    "codec": _codec(6000),
+    "codec-175": _codec(3000, {"n_codebooks": 2, "codebook_size": 128}),  # the documents' codec of 175 bit/s, to compare with
     "vocoder": ReleaseStage(
         "vocoder",
         _clips(VOICES),
@@ -458,6 +460,7 @@ def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:
     raw = {
         "stage": stage.stage,
         "preset": PRESET,
+        "model": stage.model,
         "init_from": [str(work / name) for name in stage.init_from],
         "image_tokens": stage.image_tokens,
         "data": {"train": [*map(str, train)], "validation": [*map(str, validation)], **stage.data},
