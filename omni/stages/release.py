@@ -248,7 +248,7 @@ def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
 GPT_RATE = 4e-3  # the best of the three
 ALIGNER = "audio-more"  # the step whose audio encoder says where words are to be cut,
 LISTENER = "audio-spliced"  # and the one that codec and Talker learn with
-HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft-more"  # whose audio encoder, vision encoder and Thinker ship
+HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft-hearing"  # whose audio encoder, vision encoder and Thinker ship
 TUNING = {"batch_size": 64, "micro_batch_size": 16, "optimizer": "muon", "evaluate_every": 1000}
 
 
@@ -299,6 +299,12 @@ def _tuning(steps: int, image_tokens: ImageTokens | None = None) -> ReleaseStage
     )
 
 
+def _tuning_on(steps: int, *init_from: str, freeze: list[str], learning_rate: float = 1e-3) -> ReleaseStage:
+    """What is tuned is tuned further."""
+    train = {**TUNING, "steps": steps, "learning_rate": learning_rate, "warmup_steps": 50, "freeze": freeze}
+    return ReleaseStage("sft", _conversations, train, init_from=init_from, data={"cached_hours": 20.0})
+
+
 STAGES: dict[str, ReleaseStage] = {
     "text": ReleaseStage(
         "text",
@@ -347,14 +353,9 @@ STAGES: dict[str, ReleaseStage] = {
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
     **{f"sft-{tokens}": _tuning(800, tokens) for tokens in IMAGE_TOKENS},
     "sft": _tuning(4500),
-    # The audio encoder that hears better, and the vision encoder tuned with the rest.
-    "sft-more": ReleaseStage(
-        "sft",
-        _conversations,
-        {**TUNING, "steps": 2000, "learning_rate": 4e-4, "warmup_steps": 50, "freeze": ["audio_encoder"]},
-        init_from=("sft", HEARING),
-        data={"cached_hours": 20.0},
-    ),
+    # To bind colours to shapes and places, the vision encoder has to learn too.
+    "sft-seeing": _tuning_on(4000, "sft", freeze=["audio_encoder"]),
+    "sft-hearing": _tuning_on(1000, "sft-seeing", HEARING, freeze=["audio_encoder", "vision_encoder"], learning_rate=4e-4),
     # The Talker follows the Thinker that ships.
     "talker-tuned": ReleaseStage(
         "talker",

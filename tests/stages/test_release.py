@@ -217,19 +217,19 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
     ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
 
-    for step in ("codec", "vocoder", "talker", "audio-told", "sft-cls", "sft", "sft-more", "talker-tuned"):
+    for step in ("codec", "vocoder", "talker", "audio-told", "sft-cls", "sft", "sft-seeing", "sft-hearing", "talker-tuned"):
         row = release.train_step(step, data, work)
     seen, other = load_model(work / "vision-more").config.vision_encoder, load_model(work / "sft-cls").config.vision_encoder
     assert seen.image_tokens == "grid" and other == seen.model_copy(update={"image_tokens": "cls"})
     assert row["step"] == "talker-tuned"
     told = list(data_release.read_jsonl(work / "voices/told.jsonl"))
     assert [row["speaker"] for row in told] == [*release.TOLD_BY] and all((work / "voices" / row["audio"]).exists() for row in told)
-    encoder, tuned = (load_model(work / step).tensors for step in ("audio-told", "sft-more"))
+    encoder, tuned = (load_model(work / step).tensors for step in ("audio-told", "sft-hearing"))
     assert all(torch.equal(tuned[name], tensor) for name, tensor in encoder.items())  # frozen: CTC is what it was
     release.publish(work, tmp_path / "whole")
     whole = load_model(tmp_path / "whole")
     assert set(whole.components) == {*COMPONENTS, "contrastive"}
-    for step, name in (("sft-more", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-more", "contrastive")):
+    for step, name in (("sft-hearing", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-more", "contrastive")):
         source = load_model(work / step).tensors
         assert all(torch.equal(whole.tensors[key], source[key].bfloat16()) for key in source if key.startswith(f"{name}."))
     monkeypatch.setattr(release, "MOST_BYTES", 1000)
