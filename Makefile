@@ -1,4 +1,5 @@
-# make demo    from nothing to a trained small model that answers a spoken question about a picture (under 10 minutes on two cores)
+# make demo    the shipped model answers a spoken question about a picture, aloud (under a minute after installation)
+# make demo-from-nothing   the same with a small model that is trained first (under 10 minutes on two cores)
 # make test    the tests              make check   format, lint, types, import contract, fast tests
 # make test-browser   the page in Chromium (apt-get install chromium chromium-driver)
 PYTHON ?= python3.11
@@ -16,7 +17,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-demo: demo-from-nothing
+demo: install
+	$(BIN)/muomni demo
 
 demo-from-nothing: install
 	$(BIN)/muomni demo --from-nothing --out runs/pocket-nano

@@ -38,8 +38,10 @@ def read(folder: Path) -> dict[str, Curve]:
 
 
 def panel(title: str, curves: dict[str, Curve], left: int, top: int) -> list[str]:
-    """SVG of one step: every curve with at least two points, from 0 to the largest value after the first tenth."""
+    """SVG of one step: every curve with at least two points (nothing if none has), from 0 to the largest value after the first tenth."""
     shown = {name: points for name, points in curves.items() if len(points) > 1}
+    if not shown:
+        return []
     last = max(step for points in shown.values() for step, _ in points)
     high = max(value for points in shown.values() for step, value in points if step > last / 10)
     lines = [

@@ -65,9 +65,15 @@ def amounts(lm: Result, work: Path | None) -> Iterator[str]:
         model = OmniModel(preset("release"))
     parts = {
         "speech LM: says and hears": (lm["metrics"]["parameters"], ("speech-lm",)),
-        "μOmni's audio encoder: hears": (count(model.audio_encoder), ("audio", "audio-natural", "audio-more")),
-        "μOmni's Talker: says": (count(model.talker), ("talker",)),
-        "μOmni's Thinker: its states are the Talker's": (count(model.thinker), ("text", "chat")),
+        "μOmni's audio encoder: hears": (
+            count(model.audio_encoder),
+            ("audio", "audio-natural", "audio-more", "audio-spliced", "audio-told"),
+        ),
+        "μOmni's Talker: says": (count(model.talker), ("talker", "talker-tuned")),
+        "μOmni's Thinker: its states are the Talker's": (
+            count(model.thinker),
+            ("text", "chat", "sft", "sft-seeing", "sft-hearing", "sft-remembering"),
+        ),
         "codec and vocoder, of both": (count(model.codec) + count(model.vocoder), ("codec", "vocoder")),
     }
     rows = []

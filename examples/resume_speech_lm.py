@@ -9,10 +9,9 @@ ends with the same bits as one that was not.
 from train_speech_lm import arguments, main
 
 from omni.checkpoint import latest
-from omni.errors import CheckpointError
 
 if __name__ == "__main__":
     folder = arguments().out
     if latest(folder) is None:
-        raise CheckpointError(f"{folder}: no checkpoint there; start with examples/train_speech_lm.py")
+        raise SystemExit(f"{folder}: no checkpoint there; start with examples/train_speech_lm.py")
     main()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omni.alignment import ctc_alignment
 from omni.characters import N_CHARACTERS
 from omni.config import AudioEncoderConfig
 from omni.nn.transformer import Transformer, TransformerShape
@@ -76,3 +77,10 @@ class AudioEncoderTiny(nn.Module):
         if self.ctc_transformer is not None:
             states = self.ctc_transformer(states, lengths=lengths)
         return self.ctc_head(states).unflatten(2, (self.config.ctc_slots, N_CHARACTERS)).flatten(1, 2)
+
+    @torch.no_grad()
+    def named_at(self, mel: Tensor, characters: list[int]) -> tuple[list[int] | None, int]:
+        """mel (T,mels) and the C characters said in it → the slot that names each (`ctc_alignment`), and how many slots there are."""
+        states, _ = self(mel[None])
+        log_probabilities = self.ctc_logits(states)[0].float().log_softmax(-1)
+        return ctc_alignment(log_probabilities, characters), len(log_probabilities)

@@ -147,7 +147,7 @@ def _load_snac(name: str) -> Any:
     try:
         from snac import SNAC
     except ImportError:
-        raise ConfigError("SNAC needs the snac package; install it with: pip install 'muomni[snac]'") from None
+        raise ConfigError("SNAC needs the snac package; install it with: pip install -c constraints.txt -e .[snac]") from None
     folder = Path(name)
     for file in SNAC_FILES if folder.is_dir() else ():
         if not (folder / file).is_file():

@@ -116,7 +116,7 @@ class VectorQuantizer(nn.Module):
             size = torch.bincount(codes, minlength=len(self.codebook)).float()
             total = torch.zeros_like(self.total).index_add_(0, codes, z)
             self.codebook.data.copy_(torch.where(size[:, None] > 0, total / size.clamp(min=1.0)[:, None], self.codebook))
-        self.size.copy_(size.clamp(min=0.0))
+        self.size.copy_(size)
         self.total.copy_(self.codebook * self.size[:, None])
         return x - self.decode(self.nearest(z))
 

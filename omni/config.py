@@ -379,6 +379,7 @@ class DataConfig(Config):
     mel_masks: int = Field(0, ge=0)  # SpecAugment in stage audio: so many bands of time and of frequency are hidden in every clip
     vary_speech: bool = False  # stage audio: another speed, vocal tract, room, noise and channel for every clip of every epoch
     cached_hours: PositiveFloat = 4.0  # of decoded sound that are kept in memory (0.1 GB an hour, in stage vocoder 0.3)
+    side_by_side: PositiveInt = 1  # stage sft: up to so many conversations that begin with one picture are one example, which holds it once
     segment_s: PositiveFloat = 0.8  # stage vocoder: length of the pieces of clips, others in every epoch
     codec_share: float = Field(0.0, ge=0.0, le=1.0)  # stage vocoder: share of pieces whose log-mel went through the codec of init_from
 

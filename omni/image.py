@@ -82,7 +82,7 @@ def video_frames(path: str | Path, frames_per_s: float = 1.0) -> list[Image.Imag
     try:
         import av
     except ImportError:
-        raise DataError(f"{path}: reading video needs PyAV; install it with: pip install 'muomni[video]'") from None
+        raise DataError(f"{path}: reading video needs PyAV; install it with: pip install -c constraints.txt -e .[video]") from None
     frames: list[Image.Image] = []
     try:
         with av.open(str(path)) as container:

@@ -58,11 +58,12 @@ class ThinkerLM(nn.Module):
         lengths: Tensor | list[int] | None = None,
         cache: KVCache | None = None,
         routing: list[Routing] | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """The normed states (B,T,d) that the LM head and the Talker read. Exactly one of `input_ids` and `embeddings` is given."""
         assert (input_ids is None) != (embeddings is None), "give input_ids or embeddings, not both"
         x = self.tok_emb(input_ids) if embeddings is None else embeddings
-        return self.transformer(x, lengths=lengths, cache=cache, routing=routing)
+        return self.transformer(x, lengths=lengths, cache=cache, routing=routing, branches=branches)
 
     def forward(
         self,

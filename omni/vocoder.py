@@ -118,7 +118,7 @@ class VocoderState:
 
     mel (B,KERNEL-1,mels), inputs (B,KERNEL-1,d) each   the last inputs of the first layer and of every block
     cycles (B,1) float64, frame                          how far the pulses and the noise have come
-    mix (B,1,2K), magnitudes (B,·,K)                     of the frames whose hops are not all there yet
+    mix (B,1,2K), magnitudes (B,7,K)                     of the frames whose hops are not all there yet
     hops (B,overlap-1,hop) each, ends likewise           of every round: the last that came in, and the overlapping ends of what goes out
     """
 
@@ -142,7 +142,7 @@ class NeuralVocoder(nn.Module):
     stays theirs. One more round, as of Griffin-Lim, makes neighbouring frames agree.
 
     Everything is causal. What it sees of the future comes from a delay alone: the 10 ms of frame t are spoken when frame
-    t + `look_ahead_frames` has been read. Before and behind a clip is silence. Whole clips and pieces go through the same code, `advance`.
+    t + `delay_frames` has been read. Before and behind a clip is silence. Whole clips and pieces go through the same code, `advance`.
     """
 
     window: Tensor
@@ -185,14 +185,14 @@ class NeuralVocoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @property
-    def look_ahead_frames(self) -> int:
+    def delay_frames(self) -> int:
         """Mel frames behind a frame that must be there before its samples are final, those under the windows of the STFTs included."""
         return self.config.delay_frames
 
     @property
-    def look_ahead_ms(self) -> float:
+    def delay_ms(self) -> float:
         """The same in milliseconds. (A mel measured from sound has itself looked half a window ahead.)"""
-        return 1000 * self.look_ahead_frames / self.audio.mel_rate_hz
+        return 1000 * self.delay_frames / self.audio.mel_rate_hz
 
     def pitch_ids(self, pitch_hz: Tensor) -> Tensor:
         """Hz (…), 0 for no voice → which of the pitches that is, from 1; 0 for no voice."""
@@ -205,22 +205,22 @@ class NeuralVocoder(nn.Module):
         return self.generate(torch.cat((mel, self.silence(mel)), dim=1))[0].clamp(-1.0, 1.0)
 
     def generate(self, mel: Tensor, pitch_ids: Tensor | None = None, frame: int = 0) -> tuple[Tensor, Tensor]:
-        """mel (B, T + look_ahead_frames, mels) → (B, T·hop), not clipped, and the logits (B,T,1+N_PITCHES) of its pitch, with gradient. It is sung at
+        """mel (B, T + delay_frames, mels) → (B, T·hop), not clipped, and the logits (B,T,1+N_PITCHES) of its pitch, with gradient. It is sung at
         the pitch of `pitch_ids` (B,T) if given, with the noise from `frame` on."""
         ahead = self.config.look_ahead_frames
         if pitch_ids is not None:
-            pitch_ids = F.pad(pitch_ids, (ahead, self.look_ahead_frames - ahead))
+            pitch_ids = F.pad(pitch_ids, (ahead, self.delay_frames - ahead))
         waveform, logits, _ = self.advance(mel, self.start(mel, frame), pitch_ids)
-        n_frames = mel.shape[1] - self.look_ahead_frames
-        return waveform[:, self.look_ahead_frames * self.audio.hop_samples :], logits[:, ahead : ahead + n_frames]
+        n_frames = mel.shape[1] - self.delay_frames
+        return waveform[:, self.delay_frames * self.audio.hop_samples :], logits[:, ahead : ahead + n_frames]
 
     def stream(self) -> VocoderStream:
         """One clip in pieces."""
         return VocoderStream(self)
 
     def silence(self, mel: Tensor) -> Tensor:
-        """(B, look_ahead_frames, mels): what follows a clip."""
-        return mel.new_full((len(mel), self.look_ahead_frames, self.audio.n_mels), SILENCE)
+        """(B, delay_frames, mels): what follows a clip."""
+        return mel.new_full((len(mel), self.delay_frames, self.audio.n_mels), SILENCE)
 
     def start(self, mel: Tensor, frame: int = 0) -> VocoderState:
         """Before the first frame of `mel`: silence."""
@@ -238,7 +238,7 @@ class NeuralVocoder(nn.Module):
         )
 
     def advance(self, mel: Tensor, state: VocoderState, pitch_ids: Tensor | None = None) -> tuple[Tensor, Tensor, VocoderState]:
-        """The next T ≥ 1 mel frames (B,T,mels) → the waveform (B, T·hop) that they complete, which is `look_ahead_frames` behind; the logits
+        """The next T ≥ 1 mel frames (B,T,mels) → the waveform (B, T·hop) that they complete, which is `delay_frames` behind; the logits
         (B,T,1+N_PITCHES) of the pitch, `config.look_ahead_frames` behind, as `pitch_ids` (B,T) are; and the state to go on from."""
         n_frames = mel.shape[1]
         seen = torch.cat((state.mel, mel.clamp(SILENCE, LOUDEST)), dim=1)
@@ -314,7 +314,7 @@ class VocoderStream:
     def __init__(self, vocoder: NeuralVocoder) -> None:
         self._vocoder = vocoder
         self._state: VocoderState | None = None
-        self._early = vocoder.look_ahead_frames  # so many hops still to come lie before the clip
+        self._early = vocoder.delay_frames  # so many hops still to come lie before the clip
 
     @torch.no_grad()
     def push(self, mel: Tensor) -> Tensor:

@@ -158,5 +158,5 @@ def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "snac", None)
-    with pytest.raises(ConfigError, match=r"pip install 'muomni\[snac\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -c constraints.txt -e .\[snac\]"):
         SNACTokenizer(HUB_NAME)

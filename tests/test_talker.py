@@ -23,7 +23,7 @@ CONFIG = TalkerConfig(d_model=32, n_layers=3, n_heads=4, n_kv_heads=1, d_ff=48, 
 
 @pytest.fixture(scope="module")
 def talker() -> TalkerTiny:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = TalkerTiny(CONFIG, CODEC, thinker_width=24).eval()
     for p in model.parameters():
         if p.dim() > 1:
@@ -140,7 +140,7 @@ def test_cached_greedy_codes_are_those_of_full_passes_for_200_texts(talker: Talk
     out = talker(codes, conditioning, lasting(conditioning))
     assert torch.equal(out.first.argmax(-1), codes[..., 0])
     assert torch.equal(out.rest.argmax(-1), codes[..., 1:])
-    assert codes.unique().numel() > 15  # all kinds of them
+    assert codes.unique().numel() == 19  # all kinds of them
 
 
 @torch.no_grad()

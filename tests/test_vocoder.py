@@ -93,11 +93,11 @@ def test_pieces_of_any_size_join_to_the_whole(sizes: list[int], rest: int, look_
     torch.testing.assert_close(streamed(vocoder, mel, sizes), vocoder(mel), atol=1e-5, rtol=0)
 
 
-def test_a_stream_is_as_far_behind_as_the_look_ahead_says() -> None:
+def test_a_stream_is_as_far_behind_as_its_delay() -> None:
     stream = NEURAL.stream()
     given_out = [stream.push(some_mel(1)).shape[1] for _ in range(15)]
-    assert given_out == [0] * NEURAL.look_ahead_frames + [HOP] * 2
-    assert NEURAL.look_ahead_ms == 130.0
+    assert given_out == [0] * NEURAL.delay_frames + [HOP] * 2
+    assert NEURAL.delay_ms == 130.0
 
 
 def test_a_stream_of_nothing_is_nothing() -> None:
@@ -110,7 +110,7 @@ def test_a_frame_is_heard_look_ahead_frames_before_it_and_not_earlier(look_ahead
     changed = mel.clone()
     changed[:, 40] += 1.0
     difference = (vocoder(changed) - vocoder(mel))[0].abs()
-    first = (40 - vocoder.look_ahead_frames) * HOP
+    first = (40 - vocoder.delay_frames) * HOP
     assert (difference[:first] == 0).all()
     assert difference[first : first + HOP].max() > 0
 
@@ -124,7 +124,7 @@ def test_behind_a_clip_is_silence() -> None:
 def test_what_trains_is_what_runs(clip: torch.Tensor) -> None:
     """A piece from the beginning of a clip, with its look-ahead, gives the samples that the whole clip has there."""
     mel = LOG_MEL(clip)[None]
-    piece, logits = NEURAL.generate(mel[:, : 20 + NEURAL.look_ahead_frames])
+    piece, logits = NEURAL.generate(mel[:, : 20 + NEURAL.delay_frames])
     assert piece.requires_grad
     torch.testing.assert_close(piece.detach().clamp(-1, 1), NEURAL(mel)[:, : 20 * HOP], atol=1e-5, rtol=0)
     assert logits.shape == (1, 20, 257)
@@ -134,7 +134,7 @@ def test_what_trains_is_what_runs(clip: torch.Tensor) -> None:
 def test_a_steady_log_mel_is_sung_at_the_pitch_that_is_given(wanted_hz: float) -> None:
     """An untrained vocoder whose input tells nothing of the pitch, and does not change from frame to frame. (Of a high pitch, mel filters tell.)"""
     vocoder = NeuralVocoder(AUDIO, VocoderConfig(d_model=16, n_blocks=1, d_ff=16))
-    mel = torch.linspace(1.0, -1.0, 128).expand(1, 100 + vocoder.look_ahead_frames, -1)
+    mel = torch.linspace(1.0, -1.0, 128).expand(1, 100 + vocoder.delay_frames, -1)
     with torch.no_grad():
         vocoder.head.bias[:321] = 6.0  # all voice
         sung, _ = vocoder.generate(mel, vocoder.pitch_ids(torch.full((1, 100), wanted_hz)))

@@ -123,7 +123,7 @@ def bench_serve(
     clients: Annotated[int, typer.Option(min=1, help="clients that stream at once")] = 64,
     spoken_clients: Annotated[int, typer.Option(min=1, help="clients that have texts spoken at once")] = 8,
     seconds: Annotated[float, typer.Option(min=0.5, help="how long the many clients ask; the other measurements are shorter")] = 60.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="threads of the server's mathematics; default: as torch finds fit")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="threads of the worker's mathematics; small models are fastest on one")] = 1,
     out: Annotated[Path | None, typer.Option(help="write the JSON into this file too")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:

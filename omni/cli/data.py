@@ -48,7 +48,7 @@ def list_sources() -> None:
 
 def pocket(
     out: Annotated[Path, typer.Option(help="folder to make it in")],
-    size: Annotated[str, typer.Option(help="how much of it: nano or tiny")] = "tiny",
+    size: Annotated[str, typer.Option(help="how much of it: nano, tiny or release")] = "tiny",
     seed: Annotated[int, typer.Option(help="another seed is another world")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="processes")] = 2,
 ) -> None:

@@ -51,6 +51,7 @@ def _released(out: Path, ckpt: Path | None, as_json: bool) -> None:
     """The first of the questions that the model is measured on."""
     from dataclasses import replace
 
+    from omni.audio import load_audio, save_audio
     from omni.data.worlds.scenes import render
     from omni.evaluation.scenes import asked_scenes, question_voices, scene_questions
     from omni.inference.omni import Omni
@@ -59,7 +60,9 @@ def _released(out: Path, ckpt: Path | None, as_json: bool) -> None:
     (question,) = scene_questions(asked, question_voices())
     out.mkdir(parents=True, exist_ok=True)
     render(asked[0].scene).save(out / "scene.png")
-    shown = _show_one(omni, replace(question, image=out / "scene.png"), out / "answer.wav")
+    rate_hz = omni.model.config.audio.sample_rate_hz
+    save_audio(out / "question.wav", load_audio(question.spoken, rate_hz), rate_hz)
+    shown = _show_one(omni, replace(question, image=out / "scene.png", spoken=out / "question.wav"), out / "answer.wav")
     if as_json:
         print_json(shown)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import omni
 from omni.cli.bench import machine
 from omni.cli.output import note, print_json
 from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM, read_json
@@ -51,8 +53,16 @@ def _text(omni: Omni, chosen: Settings) -> dict[str, Any]:
 
 def _asr(omni: Omni, chosen: Settings) -> dict[str, Any]:
     from omni.evaluation.asr import asr_suite
+    from omni.evaluation.judge import WHISPER_TINY, find_judge
 
-    return asr_suite(omni, chosen.data, limit=chosen.limit, judge=chosen.judge)
+    try:
+        judge = find_judge(WHISPER_TINY, chosen.judge)
+    except DataError as error:
+        if chosen.judge is not None:
+            raise
+        note(f"notice: without ceilings: {error}")
+        judge = None
+    return asr_suite(omni, chosen.data, limit=chosen.limit, judge=judge)
 
 
 def _vision(omni: Omni, chosen: Settings) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def evaluate(
     if fast and limit is not None:
         raise ConfigError("--fast sets a limit for every suite; leave out --limit")
     model, chosen = _load(suite, checkpoint, device), Settings(data, limit, baseline, judge)
-    result = _all(model, chosen, fast, before) if suite == ALL else SUITES[suite](model, chosen)
+    result = _all(model, chosen, fast, before) if suite == ALL else _measure(suite, model, chosen)
     if suite == ALL and not fast and limit is None:  # a quick look overwrites no results
         out = out or Path("results") / f"{(checkpoint or Path(DEFAULT_CHECKPOINT)).name}.json"
     if out is not None:
@@ -157,18 +167,43 @@ def evaluate(
                 print(f"{name:6} {section[:-1]:9} {figure:60} {value}")
 
 
+def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:
+    """The suite's result, which is kept in the runs folder; unless `again`, one that the same code measured there with the same weights and settings is
+    taken: a suite may take hours."""
+    from omni.checkpoint import write_json
+    from omni.evaluation.judge import runs_folder
+
+    digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.baseline))).encode())
+    for file in (*sorted(model.folder.glob("*")), *sorted(Path(omni.__file__).parent.rglob("*.py"))):
+        digest.update(file.read_bytes() if file.is_file() else b"")
+    kept = runs_folder() / "evaluated" / f"{suite}-{digest.hexdigest()[:16]}.json"
+    if not again and kept.exists():
+        note(f"suite {suite}: measured before ({kept})")
+        return read_json(kept)
+    result = SUITES[suite](model, chosen)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_json(kept, result)
+    return result
+
+
 def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[str, Any]:
-    """Every suite, sizes, speed, memory, and what tuning made worse."""
+    """Every suite, sizes, speed, memory, and what tuning made worse. What is soon measured comes first, and what is missing is found before hours
+    of measuring."""
+    from omni.evaluation.judge import find_judges
     from omni.evaluation.report import KEPT, forgotten
     from omni.evaluation.speed import measure_speech
     from omni.parameters import parameter_table
 
     earlier = {name: read_json(before / f"{name}.json") for name in KEPT} if before is not None else {}
+    find_judges(chosen.judge)
+    speed = {"answer": _answer(omni), "speech": vars(measure_speech(omni, rounds=3 if fast else 10))}
     suites = {}
     for name in FAST:
         note(f"suite {name}")
-        suites[name] = SUITES[name](omni, replace(chosen, limit=FAST[name]) if fast else chosen)
+        suites[name] = _measure(name, omni, replace(chosen, limit=FAST[name]) if fast else chosen, again=False)
     sizes = parameter_table(omni.model)
+    speaking = sum(sizes.components.get(name, 0) for name in ("talker", "codec", "vocoder"))
+    assert omni.folder is not None, "a model from a folder"
     return {
         "suite": ALL,
         "checkpoint": str(omni.folder),
@@ -176,7 +211,11 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
         "machine": machine(),
         "voices": list(omni.voices),
         "parameters": {**sizes.components, **sizes.additions, "everything": sum(p.numel() for p in omni.model.parameters())},
-        "speed": {"answer": _answer(omni), "speech": vars(measure_speech(omni, rounds=3 if fast else 10))},
+        "megabytes": {  # in bfloat16, and as it lies in its folder
+            "talker, codec and vocoder": round(2 * speaking / 1e6, 1),
+            "folder": round(sum(file.stat().st_size for file in omni.folder.iterdir() if file.is_file()) / 1e6, 1),
+        },
+        "speed": speed,
         "forgetting": forgotten(earlier, suites),
         "suites": suites,
     }

@@ -16,8 +16,9 @@ RECIPES = ("pocket", "release")
 
 
 def register(app: typer.Typer) -> None:
-    """Add `train`."""
+    """Add `train` and `assemble`."""
     app.command("train")(train)
+    app.command("assemble")(assemble)
 
 
 def train(
@@ -52,6 +53,20 @@ def train(
         train_stage(target, config, overrides or [], as_json)
     else:
         raise ConfigError(f"no stage or recipe {target!r}; stages: {', '.join(STAGE_NAMES)}; recipes: {', '.join(RECIPES)}")
+
+
+def assemble(
+    folders: Annotated[
+        list[Path], typer.Argument(help="folders of stages, in their order: of a part that several have, the last one's counts")
+    ],
+    out: Annotated[Path, typer.Option(help="folder of the model")],
+) -> None:
+    """Put the parts that stages have trained together: one folder that every command takes as its --ckpt."""
+    from omni.cli.output import note
+    from omni.stages import recipes
+
+    model = recipes.assemble(folders, out)
+    note(f"wrote {out}: {', '.join(model.components)}")
 
 
 def train_stage(stage: str, config: Path, overrides: list[str], as_json: bool = False) -> None:
@@ -101,13 +116,13 @@ def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, a
     from omni.stages.recipes import StageSummary, run_pocket
 
     console = Console(stderr=True)
-    stages = run_pocket(preset, out, seed=seed, on_event=lambda text: console.print(text, highlight=False))
-    start = time.monotonic()
     try:
         listener = find_judge(WHISPER_BASE, judge)
     except DataError as error:
-        note(f"notice: its speech goes unjudged: {error}")
+        note(f"notice: its speech will go unjudged: {error}")
         listener = None
+    stages = run_pocket(preset, out, seed=seed, on_event=lambda text: console.print(text, highlight=False))
+    start = time.monotonic()
     found = evaluate_world(Omni.from_pretrained(out), out / "data", listener)
     stages = [*stages, StageSummary("measuring", time.monotonic() - start, 0, {})]
     minutes = sum(row.seconds for row in stages) / 60

@@ -99,11 +99,13 @@ class VocoderBatch(Batch):
 
 @dataclass(frozen=True)
 class ConversationBatch(Batch):
-    """input_ids, labels (B,T); pixels (N,3,H,W) with image_slots (N,2) = (row, start); mel (M,T',mels) and mel_lengths (M,) with audio_slots
-    (M,3) = (row, start, length)."""
+    """input_ids, labels (B,T); branches (B,T), 0 in what all conversations of a row share, n in what belongs to its nth; groups (B,T), numbers
+    within a row of what the loss counts alike; pixels (N,3,H,W) with image_slots (N,2) = (row, start); mel (M,T',mels) and mel_lengths (M,) with audio_slots (M,3) = (row, start, length)."""
 
     input_ids: Tensor
     labels: Tensor
+    branches: Tensor
+    groups: Tensor
     pixels: Tensor
     image_slots: Tensor
     mel: Tensor
@@ -190,13 +192,15 @@ def collate_vocoder(examples: Sequence[VocoderExample]) -> VocoderBatch:
 
 def collate_conversations(examples: Sequence[ConversationExample]) -> ConversationBatch:
     """Conversations with their pictures and clips."""
-    input_ids, labels = shifted([e.rendered.input_ids for e in examples], [e.rendered.loss_mask for e in examples])
+    input_ids, labels = shifted([e.input_ids for e in examples], [e.loss_mask for e in examples])
     images = [(row, start, pixels) for row, e in enumerate(examples) for start, pixels in e.images]
     clips = [(row, start, length, mel) for row, e in enumerate(examples) for start, length, mel in e.clips]
     mels = [mel for *_, mel in clips]
     return ConversationBatch(
         input_ids,
         labels,
+        pad_ids([e.branches[:-1] for e in examples], 0),
+        pad_ids([e.groups[:-1] for e in examples], 0),
         torch.stack([pixels for *_, pixels in images]) if images else torch.zeros(0, 3, 1, 1),
         torch.tensor([slot[:2] for slot in images], dtype=torch.long).view(-1, 2),
         pad_mels(mels) if mels else torch.zeros(0, 1, 1),

@@ -19,6 +19,7 @@ Aloud = dict[str, list[list[str]]]  # a sentence → for every reader that says 
 
 # The first of each is what the interfaces ask; "" is a medium without a word.
 DESCRIBE_WORDINGS = (DESCRIBE, "What is in the picture?", "What do you see?", "Describe this image.", "")
+PLACES_WORDINGS = ("Where is everything?", "Describe the picture and where things are.")
 TRANSCRIBE_WORDINGS = (TRANSCRIBE, "What do you hear?", "What is said here?", "Transcribe this recording.")
 STATEMENT_WORDINGS = ("{}", "True or false? {}", "{} True or false?", "Is this true or false? {}")
 USUAL_WORDING = 0.5  # how often it is the first
@@ -63,10 +64,10 @@ def clip_of(aloud: Aloud, sentence: str, rng: Random) -> str:
 # --- one exchange
 
 
-def described(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
+def described(rows: Iterable[Row], rng: Random, wordings: Sequence[str] = DESCRIBE_WORDINGS) -> Iterator[Row]:
     """Of rows {"image", "caption"}."""
     for row in rows:
-        yield conversation("caption", [row["image"]], user(image=row["image"], text=_wording(DESCRIBE_WORDINGS, rng)), row["caption"])
+        yield conversation("caption", [row["image"]], user(image=row["image"], text=_wording(wordings, rng)), row["caption"])
 
 
 def transcribed(rows: Iterable[Row], rng: Random) -> Iterator[Row]:
@@ -96,11 +97,11 @@ def spoken(asked: Iterable[Asked], aloud: Aloud, rng: Random) -> Iterator[Row]:
 
 
 def chats(dialogues: Iterable[Row], aloud: Aloud, rng: Random) -> Iterator[Row]:
-    """Of rows {"messages"} without media: as they are, and once more with the first message in speech if there is a clip of it."""
+    """Of rows {"messages"} without media: as they are, to learn both sides, and once more with the first message in speech if there is a clip of it."""
     for row in dialogues:
         messages = row["messages"]
         said = [message["content"] for message in messages]
-        yield {"kind": "chat", "about": ["\n".join(said)], "messages": messages}
+        yield {"kind": "chat", "about": ["\n".join(said)], "messages": messages, "learn": "all"}
         if messages[0]["role"] == "user" and said[0] in aloud:
             heard = user(audio=clip_of(aloud, said[0], rng))
             yield {"kind": "chat_spoken", "about": ["\n".join(said), said[0]], "messages": [heard, *messages[1:]]}

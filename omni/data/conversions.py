@@ -258,7 +258,7 @@ def _render(svg: Path) -> Image.Image:
     try:
         import resvg_py
     except ImportError:
-        raise DataError("drawing SVG needs resvg-py; install it with: pip install 'muomni[train]'") from None
+        raise DataError("drawing SVG needs resvg-py; install it with: pip install -c constraints.txt -e .[train]") from None
     try:
         drawn = resvg_py.svg_to_bytes(svg_path=str(svg), width=DRAWING_SIZE, background="#ffffff", skip_system_fonts=True)
         return Image.open(io.BytesIO(drawn)).convert("RGB")

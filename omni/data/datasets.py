@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from random import Random
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from omni.audio import SILENCE, LogMel, decode_audio
 from omni.characters import encode_characters
-from omni.chat import DESCRIBE, MediaBudget, Message, Rendered, Reply, render, render_reply
+from omni.chat import DESCRIBE, MediaBudget, Message, Rendered, Reply, parts_of, render, render_reply
 from omni.config import AudioConfig, DataConfig, ModelConfig
 from omni.data.manifests import Manifests, Row, Rows
 from omni.errors import DataError
@@ -367,23 +368,79 @@ class VocoderDataset(ManifestDataset[VocoderExample]):
         )
 
 
+PIECE = 32  # a long text weighs as much as so many short answers as it has pieces of so many tokens, or it would be forgotten
+
+
 @dataclass(frozen=True)
 class ConversationExample:
-    """A rendered conversation, its pictures as (start, pixels) and its clips as (start, length, mel)."""
+    """Conversations as ids (T,), with True in `loss_mask` (T,) where the assistant speaks, their pictures as (start, pixels) and their clips as
+    (start, length, mel). `branches` (T,) is 0 where all of them are, and n in what belongs to the nth alone. `groups` (T,) number what the loss
+    counts alike: conversations, and where every word is learned pieces of PIECE tokens. `n_dropped_turns` did not fit."""
 
-    rendered: Rendered
+    input_ids: list[int]
+    loss_mask: list[bool]
+    branches: list[int]
     images: list[tuple[int, Tensor]]
     clips: list[tuple[int, int, Tensor]]
+    n_dropped_turns: int = 0
+    every_word: bool = False
+
+    @property
+    def groups(self) -> list[int]:
+        return [place // PIECE for place in range(len(self.input_ids))] if self.every_word else self.branches
+
+
+def side_by_side(examples: Sequence[ConversationExample]) -> ConversationExample:
+    """Conversations that are the same up to the end of their first picture as one example."""
+    shared = examples[0].input_ids.index(BPETokenizer.image_end_id) + 1
+    assert all(e.input_ids[:shared] == examples[0].input_ids[:shared] and not any(e.loss_mask[: shared + 1]) for e in examples)
+    ids, mask, branches = examples[0].input_ids[:shared], [False] * shared, [0] * shared
+    images, clips = examples[0].images[:1], []
+    for number, e in enumerate(examples, 1):
+        moved = len(ids) - shared
+        ids += e.input_ids[shared:]
+        mask += e.loss_mask[shared:]
+        branches += [number] * (len(e.input_ids) - shared)
+        images += [(start + moved, pixels) for start, pixels in e.images[1:]]
+        clips += [(start + moved, length, mel) for start, length, mel in e.clips]
+    return ConversationExample(ids, mask, branches, images, clips)
+
+
+def about_one_picture(rows: Manifests, most: int) -> list[list[int]]:
+    """The rows {"messages"} in groups of up to `most` that begin with the same picture file; every other row by itself."""
+    groups: dict[tuple[str, str] | int, list[int]] = {}
+    for index in range(len(rows)):
+        row, source, number = rows[index]
+        with _at(source, number):
+            first = row["messages"][0]
+            pictures = [value for kind, value in parts_of(first) if kind == "image" and isinstance(value, str) and first["role"] == "user"]
+        shares = len(pictures) == 1 and row.get("learn") != "all"  # what is before the picture's end is learned by nobody
+        groups.setdefault((source.source, pictures[0]) if shares else index, []).append(index)
+    for group in groups.values():
+        Random(group[0]).shuffle(group)  # or manifests would tell which kinds of conversation are together
+    return [group[at : at + most] for group in groups.values() for at in range(0, len(group), most)]
 
 
 class ConversationDataset(ManifestDataset[ConversationExample]):
-    """Rows {"messages"}; pictures and clips are paths relative to the manifest. What does not fit the context is logged once a row."""
+    """Rows {"messages"}; pictures and clips are paths relative to the manifest. What does not fit the context is logged once a row. A model
+    that learns the replies alone forgets what people say to it: of rows with "learn": "all" every word is learned. Those that begin with the
+    same picture are taken together (`data.side_by_side`): most of what it takes to answer a question is to look."""
 
     def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, data: DataConfig) -> None:
         super().__init__(rows)
         self.config, self.tokenizer = config, tokenizer
         self._mel = MelReader(config, data)
+        self._groups = about_one_picture(rows, data.side_by_side) if data.side_by_side > 1 else [[index] for index in range(len(rows))]
+        self._last: tuple[Rows | None, Any, Tensor] = None, None, torch.empty(0)
         self.cut: set[str] = set()  # file:line of the conversations seen so far that did not fit whole
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> ConversationExample:
+        found = list(map(super().__getitem__, self._groups[index]))
+        whole = [example for example in found if not example.n_dropped_turns]  # these begin with the picture
+        return side_by_side(whole) if len(whole) > 1 else (whole or found)[0]
 
     def _example(self, row: Row, source: Rows, number: int) -> ConversationExample:
         mels: dict[int, Tensor] = {}  # by identity of the message's value
@@ -401,8 +458,16 @@ class ConversationDataset(ManifestDataset[ConversationExample]):
         images, clips = [], []
         for span in rendered.media:
             if span.kind == "image":
-                pixels = to_pixels(decode_image(*media_bytes(source, span.source)), self.config.vision_encoder.image_size)
-                images.append((span.start, pixels))
+                images.append((span.start, self._pixels(source, span.source)))
             else:
                 clips.append((span.start, span.length, mels[id(span.source)]))
-        return ConversationExample(rendered, images, clips)
+        ids, every_word = rendered.input_ids, row.get("learn") == "all"
+        learned = [i != self.tokenizer.media_id for i in ids] if every_word else rendered.loss_mask
+        return ConversationExample(ids, learned, [0] * len(ids), images, clips, rendered.n_dropped_turns, every_word)
+
+    def _pixels(self, source: Rows, value: Any) -> Tensor:
+        """The picture in a message, decoded once if it is that of the one before."""
+        if (source, value) != self._last[:2]:
+            pixels = to_pixels(decode_image(*media_bytes(source, value)), self.config.vision_encoder.image_size)
+            self._last = source, value, pixels
+        return self._last[2]

@@ -277,7 +277,9 @@ class ParquetRows(Rows):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise DataError(f"{self.source}: reading Parquet needs pyarrow; install it with: pip install 'muomni[train]'") from None
+            raise DataError(
+                f"{self.source}: reading Parquet needs pyarrow; install it with: pip install -c constraints.txt -e .[train]"
+            ) from None
         self._starts: list[int] = []
         number = 0
         with tempfile.TemporaryFile() as out:
@@ -310,7 +312,7 @@ class HuggingFaceRows(Rows):
             import datasets
         except ImportError:
             raise DataError(
-                f"{source}: Hugging Face data sets need the datasets package; install it with: pip install 'muomni[train]'"
+                f"{source}: Hugging Face data sets need the datasets package; install it with: pip install -c constraints.txt -e .[train]"
             ) from None
         name, _, split = source.partition(":")
         split, folder = split or "train", Path(name)

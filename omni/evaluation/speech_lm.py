@@ -20,8 +20,9 @@ import numpy as np
 from omni.audio import load_audio
 from omni.data.release import UNSEEN_READERS
 from omni.errors import DataError
-from omni.evaluation.asr import Clip, rates, speech_sets, spread
+from omni.evaluation.asr import Clip, rates, speech_sets
 from omni.evaluation.judge import RATE_HZ, Judge
+from omni.evaluation.metrics import spread
 from omni.evaluation.sentences import LIST, Sentence
 from omni.evaluation.tts import Examination, prepare
 from omni.inference.sampling import Sampling

@@ -44,22 +44,22 @@ class GenerationSpeed:
     replies: int
 
 
-def measure_generation(omni: Omni, seconds: float = 10.0, max_new_tokens: int = 64) -> GenerationSpeed:
-    """Answer QUESTIONS in turn for so long. Raises CheckpointError for a checkpoint without a Thinker."""
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+def measure_generation(omni: Omni, seconds: float = 10.0, n_tokens: int = 64) -> GenerationSpeed:
+    """Answer QUESTIONS in turn for so long, each with `n_tokens`. Raises CheckpointError for a checkpoint without a Thinker."""
+    sampling = Sampling(max_new_tokens=n_tokens, min_new_tokens=n_tokens)
     omni.chat([{"role": "user", "content": QUESTIONS[0]}], sampling)
     firsts: list[float] = []
     tokens = 0
     begun = time.perf_counter()
     while time.perf_counter() - begun < seconds:
         start = time.perf_counter()
-        prompt = omni.prompt([{"role": "user", "content": QUESTIONS[len(firsts) % len(QUESTIONS)]}], reserve=max_new_tokens)
+        prompt = omni.prompt([{"role": "user", "content": QUESTIONS[len(firsts) % len(QUESTIONS)]}], reserve=n_tokens)
         batch = omni.engine.batch()
         (draft,) = batch.join([prompt], [sampling])
         firsts.append(time.perf_counter() - start)
         while batch.drafts:
             batch.step()
-        tokens += len(draft.ids) + (draft.stopped == "end")
+        tokens += len(draft.ids)
     return GenerationSpeed(round(tokens / (time.perf_counter() - begun), 1), round(1000 * statistics.median(firsts), 2), len(firsts))
 
 
@@ -158,7 +158,7 @@ def measure_speech(omni: Omni, voice: str | None = None, rounds: int = 10) -> Sp
         first_audio_ms=round(1000 * seconds, 1),
         stages_ms={stage: round(1000 * s, 1) for stage, s in spent.items()},
         first_piece_ms=round(1000 * first_s, 1),
-        look_ahead_ms=look_ahead | ({"vocoder": vocoder.look_ahead_ms} if isinstance(vocoder, NeuralVocoder) else {}),
+        look_ahead_ms=look_ahead | ({"vocoder": vocoder.delay_ms} if isinstance(vocoder, NeuralVocoder) else {}),
         audio_s=round(audio_s, 2),
         real_time_factor=round(pace, 4),
         streamed_real_time_factor=round(streamed_pace, 4),

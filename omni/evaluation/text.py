@@ -28,7 +28,7 @@ from omni.chat import Rendered, render_text
 from omni.config import ThinkerConfig
 from omni.data.release import Row, passages, text_documents
 from omni.errors import CheckpointError, DataError
-from omni.evaluation.metrics import ratio_interval
+from omni.evaluation.metrics import ratio_interval, spread
 from omni.evaluation.ngram import Ngram
 from omni.inference.engine import Prompt
 from omni.inference.omni import Omni
@@ -148,12 +148,6 @@ def prediction(documents: Sequence[Document], nats: Sequence[float]) -> Predicti
         perplexity=perplexity,
         perplexity_95=(interval[0], interval[1]),
     )
-
-
-def spread(rows: Sequence[Row], limit: int | None) -> list[Row]:
-    """At most `limit` of them, evenly spread."""
-    n = len(rows) if limit is None else min(limit, len(rows))
-    return [rows[i * len(rows) // n] for i in range(n)]
 
 
 def held_out_sets(data: Path) -> dict[str, list[Row]]:

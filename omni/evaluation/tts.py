@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,9 @@ import torch
 from omni.audio import load_audio
 from omni.characters import encode_characters
 from omni.errors import DataError
-from omni.evaluation.asr import spread
 from omni.evaluation.codec import codes_of, through_codec, through_mel, vocoders
 from omni.evaluation.judge import Judge, find_judges
-from omni.evaluation.metrics import error_rates, normalise, rounded_ratio, words_heard
+from omni.evaluation.metrics import error_rates, normalise, points_over, rounded_ratio, spread, words_heard
 from omni.evaluation.sentences import LENGTHS, LIST, Sentence, check_held_out, load_sentences, spoken_vocabulary
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
@@ -36,7 +35,9 @@ from omni.talker import SLOTS, USUAL
 log = logging.getLogger(__name__)
 
 REPEATED = 20  # sentences that are said twice
+CONTROLS = 60  # sentences of each length that show what a control, or Griffin-Lim, does
 RUNAWAY = 2.0  # times the usual length, and a second more: speech that does not end
+REPLIES, REPLY_WORDS = 10, 60  # so many texts of as many words, to be said to their end
 CUT_WORDS = 2  # so many last words unheard: speech that ends too early
 
 Row = dict[str, Any]
@@ -61,6 +62,11 @@ class Examination:
 
     judges: Sequence[Judge]
     known_words: frozenset[str]
+
+    @property
+    def reference(self) -> Examination:
+        """The first judge alone."""
+        return replace(self, judges=self.judges[:1])
 
     def hear(self, sounds: Sequence[Path | np.ndarray]) -> dict[str, list[str]]:
         """What each judge hears in each sound."""
@@ -91,6 +97,17 @@ class Examination:
             out[judge] = {"missed": missed, "missed_95": missed_95}
         return out
 
+    def points_over(self, sentences: Sequence[Sentence], heard: dict[str, list[str]], others: dict[str, list[str]]) -> Row:
+        """By group and judge: by how many points WER is higher than of other sounds that say the same, sentence by sentence."""
+        out: Row = {}
+        for length in LENGTHS:
+            chosen = [i for i, sentence in enumerate(sentences) if sentence.length == length]
+            for name in heard if chosen else ():
+                texts, ids = [sentences[i].text for i in chosen], [sentences[i].id for i in chosen]
+                points, points_95 = points_over(texts, [heard[name][i] for i in chosen], [others[name][i] for i in chosen], ids)
+                out.setdefault(length, {"items": len(chosen)})[name] = {"points": points, "points_95": points_95}
+        return out
+
     def of(self, sentences: Sequence[Sentence], sounds: Sequence[Path | np.ndarray]) -> Row:
         """Scores of sounds that should say the sentences."""
         return self.scores(sentences, self.hear(sounds))
@@ -110,13 +127,18 @@ def is_cut(sentence: Sentence, heard: str) -> bool:
 # --- the suite
 
 
+def some(sentences: Sequence[Sentence]) -> list[Sentence]:
+    """CONTROLS of each length."""
+    return [s for length in LENGTHS for s in spread([s for s in sentences if s.length == length], CONTROLS)]
+
+
 def say(omni: Omni, sentences: Sequence[Sentence], voice: str, **settings: Any) -> list[Speech]:
     """As `muomni say` does."""
     return omni.say_batch([s.text for s in sentences], voice, **settings)
 
 
 def evaluate_talker(
-    omni: Omni, voice: str, sentences: Sequence[Sentence], recorded: Sequence[Sentence], exam: Examination
+    omni: Omni, voice: str, sentences: Sequence[Sentence], recorded: Sequence[Sentence], data: Path, exam: Examination
 ) -> tuple[Row, Row]:
     """Metrics of a voice, and its controls."""
     start = time.perf_counter()
@@ -124,9 +146,11 @@ def evaluate_talker(
     seconds = time.perf_counter() - start
     heard = exam.hear([speech.waveform for speech in spoken])
     metrics: Row = {"talker": exam.scores(sentences, heard)}
-    if 0 < len(recorded) < len(sentences):  # for a fair look at the ceilings
+    if recorded:  # for a fair look at the ceilings
         there = [i for i, sentence in enumerate(sentences) if sentence in recorded]
-        metrics["talker_where_recorded"] = exam.scores(recorded, {name: [texts[i] for i in there] for name, texts in heard.items()})
+        same = {name: [texts[i] for i in there] for name, texts in heard.items()}
+        metrics["talker_where_recorded"] = exam.scores(recorded, same)
+        metrics["over_recordings"] = exam.points_over(recorded, same, exam.hear(_waves(omni, recorded, voice, data)))
     reference = heard[exam.judges[0].name]
     rate_hz = omni.model.config.code_rate_hz
     metrics |= {
@@ -135,12 +159,14 @@ def evaluate_talker(
         "early_stops": sum(is_cut(s, text) for s, text in zip(sentences, reference, strict=True)),
         "real_time_factor": round(seconds / sum(speech.duration_s for speech in spoken), 4),
         "repeated": repeated(omni, voice, sentences),
+        "replies": evaluate_replies(omni, voice, sentences, exam),
     }
+    few = some(sentences)
     with states_zeroed(omni):
-        unaware = say(omni, sentences, voice)
+        unaware = say(omni, few, voice)
     rotated = [*sentences[1:], sentences[0]]
     return metrics, {
-        "states_zeroed": exam.of(sentences, [speech.waveform for speech in unaware]),
+        "states_zeroed": exam.reference.of(few, [speech.waveform for speech in unaware]),
         "swapped_text": exam.scores(rotated, heard),
     }
 
@@ -154,18 +180,44 @@ def repeated(omni: Omni, voice: str, sentences: Sequence[Sentence]) -> Row:
     return {"items": len(few), "same": same, "identical": same == len(few)}
 
 
+def evaluate_replies(omni: Omni, voice: str, sentences: Sequence[Sentence], exam: Examination) -> Row:
+    """Texts of REPLY_WORDS and more, made of sentences one after the other: are they said to their end?"""
+    texts: list[Sentence] = []
+    together: list[Sentence] = []
+    for sentence in sentences[::-1]:  # the long ones are last
+        together.append(sentence)
+        if sum(s.words for s in together) >= REPLY_WORDS and len(texts) < REPLIES:
+            text = " ".join(s.text for s in together)
+            texts.append(Sentence("+".join(s.id for s in together), text, "replies", sum(s.words for s in together)))
+            together = []
+    if not texts:
+        return {"items": 0}
+    heard = exam.reference.hear([speech.waveform for speech in say(omni, texts, voice)])
+    (name, found), ids = *heard.items(), [s.id for s in texts]
+    rates = asdict(error_rates([s.text for s in texts], found, ids))
+    cut = sum(is_cut(s, text) for s, text in zip(texts, found, strict=True))
+    return {"items": len(texts), "words": sum(s.words for s in texts), "cut": cut, name: rates}
+
+
 def evaluate_ceilings(omni: Omni, reader: str, recorded: Sequence[Sentence], data: Path, exam: Examination) -> Row:
     """Recordings of a reader, and what is left of them after log-mel and codec."""
     if not recorded:
         return {}
-    waves = [load_audio(_recording(s, reader, data), omni.model.config.audio.sample_rate_hz) for s in recorded]
-    codes = [codes_of(omni, wave) for wave in waves]
-    out: Row = {"recordings": exam.of(recorded, waves)}
+    sounds = _waves(omni, recorded, reader, data)
+    waves = {s.id: wave for s, wave in zip(recorded, sounds, strict=True)}
+    out: Row = {"recordings": exam.of(recorded, sounds)}
     for name, vocoder in vocoders(omni).items():
-        out[f"mel_{name}"] = exam.of(recorded, [through_mel(omni, wave, vocoder) for wave in waves])
-        made = [through_codec(omni, c, len(wave), vocoder) for c, wave in zip(codes, waves, strict=True)]
-        out[f"codec_{name}"] = exam.of(recorded, made)
+        chosen = recorded if vocoder is omni.model.vocoder else some(recorded)
+        heard = [waves[s.id] for s in chosen]
+        out[f"mel_{name}"] = exam.reference.of(chosen, [through_mel(omni, wave, vocoder) for wave in heard])
+        made = [through_codec(omni, codes_of(omni, wave), len(wave), vocoder) for wave in heard]
+        out[f"codec_{name}"] = exam.reference.of(chosen, made)
     return out
+
+
+def _waves(omni: Omni, recorded: Sequence[Sentence], reader: str, data: Path) -> list[np.ndarray]:
+    """The recordings (n,) each; in one form, so that a judge hears them once."""
+    return [load_audio(_recording(s, reader, data), omni.model.config.audio.sample_rate_hz) for s in recorded]
 
 
 def _recording(sentence: Sentence, reader: str, data: Path) -> Path:
@@ -196,7 +248,7 @@ def tts_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path |
     ceilings: Row = {}
     for voice in omni.voices:
         recorded = [s for s in chosen if s.recording(voice, data) is not None]
-        metrics[voice], baselines[voice] = evaluate_talker(omni, voice, chosen, recorded, exam)
+        metrics[voice], baselines[voice] = evaluate_talker(omni, voice, chosen, recorded, data, exam)
         ceilings[voice] = evaluate_ceilings(omni, voice, recorded, data, exam)
         log.info("%s: %s", voice, metrics[voice]["talker"])
     return {

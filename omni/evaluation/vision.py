@@ -20,7 +20,7 @@ from omni.data.release import DRAWINGS, drawing_rows
 from omni.data.worlds.questions import caption
 from omni.data.worlds.scenes import ALL_COMBINATIONS, SEEN_COMBINATIONS, Scene, random_scene, render
 from omni.errors import DataError
-from omni.evaluation.metrics import chance_at, hits_at, ratio_interval
+from omni.evaluation.metrics import chance_at, hits_at, ratio_interval, spread
 from omni.evaluation.nlvr import evaluate_nlvr
 from omni.evaluation.probes import evaluate_probes
 from omni.image import load_image, to_pixels
@@ -111,7 +111,7 @@ def drawing_retrieval(omni: Omni, data: Path, limit: int | None) -> dict[str, di
             raise DataError(f"{data}/images/{drawings}.jsonl: not there; fetch the drawings with: muomni data get {' '.join(DRAWINGS)}")
     rows, out = list(drawing_rows(data, held_out=True)), {}
     for split in ("name", "drawing"):
-        chosen = [row for row in rows if row["split"] == split][:limit]
+        chosen = spread([row for row in rows if row["split"] == split], limit)
         if not chosen:
             raise DataError(
                 f"{data}/images: no held-out drawing of the kind {split!r}; fetch them anew with: muomni data get {' '.join(DRAWINGS)}"

@@ -18,14 +18,14 @@ import numpy as np
 
 from omni.chat import DESCRIBE, TRANSCRIBE
 from omni.data import release
-from omni.data.conversations import STATEMENT_WORDINGS
+from omni.data.conversations import STATEMENT_WORDINGS, TRANSCRIBE_WORDINGS
 from omni.data.worlds.questions import caption, is_right, things_named
 from omni.data.worlds.scenes import COLOURS, RADII, SHAPES, Scene, render
 from omni.data.worlds.text import EMPTY_PICTURE, NO_PICTURE, NO_SOUND
 from omni.errors import DataError
-from omni.evaluation.asr import rates, speech_sets, spread
+from omni.evaluation.asr import rates, speech_sets
 from omni.evaluation.judge import WHISPER_BASE, Judge, find_judge
-from omni.evaluation.metrics import bootstrap_interval, normalise, rounded_ratio
+from omni.evaluation.metrics import bootstrap_interval, normalise, rounded_ratio, spread
 from omni.evaluation.pocket import BATCH, SceneQuestion, accuracy, content, evaluate_scenes, replies
 from omni.evaluation.scenes import CLIPS, SCENES, AskedScene, Voices, asked_scenes, question_voices, scene_questions
 from omni.inference.omni import Omni
@@ -48,10 +48,11 @@ def share(right: Sequence[bool]) -> Row:
 
 def answers(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Row:
     """How many are right, and right to the word, by kind of question too."""
-    found = accuracy(questions, texts)
     exact = share([normalise(text) == normalise(q.sentence) for q, text in zip(questions, texts, strict=True)])
-    right = share([is_right(q.answer, text) for q, text in zip(questions, texts, strict=True)])
-    return right | {"exact": exact["share"], "exact_95": exact["share_95"], "by_kind": {k: round(v, 4) for k, v in found.by_kind.items()}}
+    right = [is_right(q.answer, text) for q, text in zip(questions, texts, strict=True)]
+    kinds = sorted({q.kind for q in questions})
+    by_kind = {kind: share([r for q, r in zip(questions, right, strict=True) if q.kind == kind]) for kind in kinds}
+    return share(right) | {"exact": exact["share"], "exact_95": exact["share_95"], "by_kind": by_kind}
 
 
 def heard_answers(omni: Omni, questions: Sequence[SceneQuestion], texts: Sequence[str], judge: Judge) -> Row:
@@ -166,7 +167,11 @@ def evaluate_refusals(omni: Omni, questions: Sequence[SceneQuestion]) -> Row:
     requests: dict[str, tuple[str, list[list[Row]]]] = {
         "no_picture": (NO_PICTURE, [content(text=q.question) for q in questions]),
         "no_picture_spoken": (NO_PICTURE, [content(audio=q.spoken) for q in questions]),
-        "no_sound": (NO_SOUND, [content(text=TRANSCRIBE)]),
+        "no_sound": (
+            NO_SOUND,
+            [content(text=wording) for wording in TRANSCRIBE_WORDINGS]
+            + [content(q.image, text=TRANSCRIBE_WORDINGS[i % len(TRANSCRIBE_WORDINGS)]) for i, q in enumerate(questions)],
+        ),
         "blank_picture": (EMPTY_PICTURE, [content(picture, text=DESCRIBE) for picture in blank]),
         "blank_picture_asked": (EMPTY_PICTURE, [content(p, text=q.question) for p, q in zip(blank, questions, strict=True)]),
         "silence": (NO_SOUND, [content(audio=wave, text=TRANSCRIBE) for wave in silence]),
@@ -175,7 +180,7 @@ def evaluate_refusals(omni: Omni, questions: Sequence[SceneQuestion]) -> Row:
     for name, (wanted, contents) in requests.items():
         found[name] = share([normalise(text) == normalise(wanted) for text in replies(omni, contents)])
     said = replies(omni, [content(q.image, audio=q.spoken) for q in questions])
-    found["needless"] = share([text in (NO_PICTURE, NO_SOUND, EMPTY_PICTURE) for text in said])
+    found["needless"] = share([normalise(text) in map(normalise, (NO_PICTURE, NO_SOUND, EMPTY_PICTURE)) for text in said])
     return found
 
 

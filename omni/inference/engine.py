@@ -60,6 +60,8 @@ class Draft:
 
     def choose(self, logits: Tensor) -> None:
         """Take the next token from logits (V,)."""
+        if len(self.ids) < self.sampling.min_new_tokens:
+            logits = logits.index_fill(0, torch.tensor(self.tokenizer.end_id, device=logits.device), -torch.inf)
         token = sample(logits, self.sampling, self.ids, self.generator)
         if token == self.tokenizer.end_id:
             self.stopped = "end"

@@ -16,7 +16,8 @@ COLDEST = 1e-4  # below this temperature the quotients of logits may overflow, a
 @dataclass(frozen=True)
 class Sampling:
     """`temperature` 0 is greedy. `top_k` 0 and `top_p` 1 cut nothing; `repetition_penalty` 1 punishes nothing (Keskar et al. 2019, §4.1).
-    A reply ends before the first of the texts in `stop`, with the end of its turn, or after `max_new_tokens`."""
+    A reply ends before the first of the texts in `stop`, with the end of its turn, which
+    may not come before `min_new_tokens`, or after `max_new_tokens`."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -24,6 +25,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int = 0
     max_new_tokens: int = 96
+    min_new_tokens: int = 0
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -39,6 +41,8 @@ class Sampling:
             raise ConfigError(f"seed {self.seed}: use 0 or more, below 2**63")
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens {self.max_new_tokens}: use 1 or more")
+        if self.min_new_tokens < 0:
+            raise ConfigError(f"min_new_tokens {self.min_new_tokens}: use 0 or more")
         if isinstance(self.stop, str) or "" in self.stop:
             raise ConfigError("stop: give a list of texts, none of them empty")
 

@@ -1,6 +1,6 @@
 """Every stage's tensor shapes, taken from a run of the (untrained) model, beside those of the design document.
 
-The pipelines are those of design/dry-run-computation.md, with its inputs: so many tokens, one picture, one second of sound. Shapes come
+The pipelines are those of the design notes' dry run (docs/shapes.md), with its inputs: so many tokens, one picture, one second of sound. Shapes come
 from forward hooks and results; none is typed, except the document's own. Where ours differ, the row says why."""
 
 from __future__ import annotations

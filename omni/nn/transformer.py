@@ -186,6 +186,14 @@ class Block(nn.Module):
         return x + self.dropout(h)
 
 
+def places_in_branches(branches: Tensor) -> Tensor:
+    """branches (B,T) of a row, 0 first → positions (B,T) in time: every branch goes on where 0 ends."""
+    index = torch.arange(branches.shape[1], device=branches.device)
+    first = F.pad(branches[:, 1:] != branches[:, :-1], (1, 0), value=True)
+    shared = (branches == 0).long().cumprod(1).sum(1, keepdim=True)
+    return torch.where(index < shared, index, index - torch.where(first, index, 0).cummax(1).values + shared)
+
+
 class Transformer(nn.Module):
     """A stack of blocks and a last norm: (B,T,d) → (B,T,d)."""
 
@@ -220,16 +228,21 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         cache: KVCache | None = None,
         routing: list[Routing] | None = None,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """x (B,T,d), right-padded; `lengths` (B,) valid new positions a row; `positions` (B,T) in time, default 0,1,2… behind the
         cache. With a cache, x holds only the new positions and the cache is advanced by `lengths` (default T). `routing` collects
-        what the routers did."""
+        what the routers did. `branches` (B,T) is 0 at the first positions of a row, and n in its nth way to go on from them, which is
+        as if the others were not there (without a cache)."""
         batch, length, _ = x.shape
         index = torch.arange(length, device=x.device)
         seen = cache.lengths if cache is not None else [0] * batch
         start = torch.tensor(seen, device=x.device)[:, None]  # (B, 1)
         uniform = len(set(seen)) == 1
         turn = None
+        if branches is not None:
+            assert cache is None and positions is None and self.shape.causal
+            positions = places_in_branches(branches)
         if self.shape.rope_theta is not None:
             if positions is None:
                 positions = (index + seen[0])[None] if uniform else index + start
@@ -238,8 +251,8 @@ class Transformer(nn.Module):
         valid = None
         if lengths is not None:
             valid = index < torch.as_tensor(lengths, device=x.device)[:, None]  # (B, T)
-        plainly_causal = uniform and (seen[0] == 0 or length == 1)  # attention needs no written-out mask
-        mask = None if self.shape.causal and plainly_causal else self._mask(index, start, valid)
+        plainly_causal = uniform and (seen[0] == 0 or length == 1) and branches is None  # attention needs no written-out mask
+        mask = None if self.shape.causal and plainly_causal else self._mask(index, start, valid, branches)
         for layer, block in enumerate(self.blocks):
             arguments = (x, turn, mask, cache, layer, valid, routing)
             x = checkpoint(block, *arguments, use_reentrant=False) if self.gradient_checkpointing and self.training else block(*arguments)
@@ -247,11 +260,14 @@ class Transformer(nn.Module):
             cache.advance([length] * batch if lengths is None else [int(n) for n in lengths])
         return self.norm(x)
 
-    def _mask(self, index: Tensor, start: Tensor, valid: Tensor | None) -> Tensor | None:
+    def _mask(self, index: Tensor, start: Tensor, valid: Tensor | None, branches: Tensor | None) -> Tensor | None:
         """(B,1,T,S), true where a query may look. Padding comes last, so a causal query never sees it."""
         if self.shape.causal:
             keys = torch.arange(int(start.max()) + len(index), device=index.device)
-            return (keys[None, None] <= (start + index)[:, :, None])[:, None]
+            looks = keys[None, None] <= (start + index)[:, :, None]
+            if branches is not None:
+                looks = looks & ((branches[:, None] == 0) | (branches[:, None] == branches[..., None]))
+            return looks[:, None]
         if valid is None:
             return None
         return valid[:, None, None].expand(-1, 1, len(index), -1)

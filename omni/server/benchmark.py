@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from omni.errors import ConfigError
-from omni.evaluation.speed import LONGER, QUESTIONS, TEN_WORDS, measure_generation
+from omni.evaluation.speed import LONGER, QUESTIONS, TEN_WORDS, GenerationSpeed, measure_generation
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.server.media import PCM_RATE_HZ
@@ -32,31 +32,34 @@ from omni.server.settings import MEGABYTE
 
 START_S = 300.0
 REPLY_TOKENS = 64
+TURNS = 10  # that generation without a server and one client take: a machine is not as fast at one time as at another
+SAMPLING = Sampling(max_new_tokens=REPLY_TOKENS, min_new_tokens=REPLY_TOKENS)  # whatever the model would say, the work is the same
 SAID = (TEN_WORDS, *LONGER.split(". "))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Load:
     """What so many clients saw, together, for so long: replies asked for and got whole; of those how many were as they are alone, and of the others the
     largest gap between the top two logits where they part. First text or sound in milliseconds, median and 95th percentile. `tokens_per_s` of text,
     `audio_s_per_s` of sound. Memory of the server in megabytes, after a tenth of the time and at the end."""
 
     clients: int
-    seconds: float = 0.0
-    asked: int = 0
-    whole: int = 0
-    as_alone: int = 0
-    largest_gap: float = 0.0
-    tokens_per_s: float = 0.0
-    audio_s_per_s: float = 0.0
-    first_ms: float = 0.0
-    first_ms_p95: float = 0.0
-    memory_mb: list[float] = field(default_factory=list)
+    seconds: float
+    asked: int
+    whole: int
+    as_alone: int
+    largest_gap: float
+    tokens_per_s: float
+    audio_s_per_s: float
+    first_ms: float
+    first_ms_p95: float
+    memory_mb: list[float]
 
 
 @dataclass(frozen=True)
 class ServingSpeed:
-    """In-process generation, one client, many clients; in-process speech, one client of spoken texts and several, if the model speaks."""
+    """In-process generation and, in turns with it, one client; many clients; in-process speech, one client of spoken texts and several, if the
+    model speaks."""
 
     generate_tokens_per_s: float
     generate_first_text_ms: float
@@ -78,10 +81,20 @@ class _Reply:
     whole: bool = False
 
 
+@dataclass
+class _Run:
+    """What clients got, with the numbers of what they asked."""
+
+    seconds: float = 0.0
+    asked: int = 0
+    replies: list[tuple[int, _Reply]] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)
+
+
 class _Server:
     """The process."""
 
-    def __init__(self, checkpoint: Path, threads: int | None, clients: int) -> None:
+    def __init__(self, checkpoint: Path, threads: int, clients: int) -> None:
         self._log = tempfile.NamedTemporaryFile(suffix=".log")  # noqa: SIM115 - as long as the process
         command = [
             sys.executable,
@@ -96,8 +109,9 @@ class _Server:
             str(max(64, clients)),
             "--device",
             "cpu",
+            "--threads",
+            str(threads),
         ]
-        command += ["--threads", str(threads)] if threads else []
         self.process = subprocess.Popen(command, stderr=self._log)
         until = time.monotonic() + START_S
         while "on http://" not in (text := Path(self._log.name).read_text()):
@@ -157,7 +171,14 @@ def _take_speech(event: dict[str, Any], reply: _Reply) -> None:
 def ask_chat(port: int, n: int) -> Coroutine[Any, Any, _Reply]:
     """The nth question."""
     messages = [{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}]
-    body = {"model": "muomni", "messages": messages, "max_tokens": REPLY_TOKENS, "stream": True, "stream_options": {"include_usage": True}}
+    body = {
+        "model": "muomni",
+        "messages": messages,
+        "max_tokens": REPLY_TOKENS,
+        "muomni": {"min_tokens": REPLY_TOKENS},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     return _ask(port, "/v1/chat/completions", body, _take_chat)
 
 
@@ -167,43 +188,48 @@ def ask_speech(port: int, n: int) -> Coroutine[Any, Any, _Reply]:
     return _ask(port, "/v1/audio/speech", body, _take_speech)
 
 
-async def _load(
-    server: _Server, clients: int, seconds: float, ask: Callable[[int, int], Coroutine[Any, Any, _Reply]]
-) -> tuple[Load, dict[int, list[_Reply]]]:
+async def _load(server: _Server, clients: int, seconds: float, ask: Callable[[int, int], Coroutine[Any, Any, _Reply]]) -> _Run:
     """So many clients that ask one thing after another until the time is over."""
-    numbers, replies, asked = itertools.count(), dict[int, list[_Reply]](), 0
+    run, numbers = _Run(), itertools.count()
     start = time.perf_counter()
-    memory: list[float] = []
 
     async def client() -> None:
-        nonlocal asked
         while time.perf_counter() - start < seconds:
             n = next(numbers)
-            asked += 1
+            run.asked += 1
             with contextlib.suppress(OSError, ValueError):  # then it is lost: it was asked and is not there
-                replies.setdefault(n, []).append(await ask(server.port, n))
+                run.replies.append((n, await ask(server.port, n)))
 
     async def watch() -> None:
         await asyncio.sleep(seconds / 10)
-        memory.append(server.memory_mb())
+        run.memory_mb.append(server.memory_mb())
 
     await asyncio.gather(watch(), *(client() for _ in range(clients)))
-    passed = time.perf_counter() - start
-    memory.append(server.memory_mb())
-    whole = [reply for some in replies.values() for reply in some if reply.whole]
-    firsts = sorted(1000 * reply.first_s for reply in whole if reply.first_s is not None) or [0.0]
-    load = Load(
+    run.seconds = time.perf_counter() - start
+    run.memory_mb.append(server.memory_mb())
+    return run
+
+
+def _summary(clients: int, runs: Sequence[_Run], omni: Omni, wanted: dict[str, str]) -> Load:
+    """What came of runs, whose texts should be those in `wanted`."""
+    whole = [(n, reply) for run in runs for n, reply in run.replies if reply.whole]
+    seconds = sum(run.seconds for run in runs)
+    firsts = sorted(1000 * reply.first_s for _, reply in whole if reply.first_s is not None) or [0.0]
+    asked = [(QUESTIONS[n % len(QUESTIONS)], reply.text) for n, reply in whole if reply.text]
+    others = [(question, text) for question, text in asked if text != wanted[question]]
+    return Load(
         clients=clients,
-        seconds=round(passed, 1),
-        asked=asked,
+        seconds=round(seconds, 1),
+        asked=sum(run.asked for run in runs),
         whole=len(whole),
-        tokens_per_s=round(sum(r.tokens for r in whole) / passed, 1),
-        audio_s_per_s=round(sum(r.sound_bytes for r in whole) / (2 * PCM_RATE_HZ) / passed, 2),
+        as_alone=len(asked) - len(others),
+        largest_gap=round(max((_gap(omni, question, text) for question, text in others), default=0.0), 6),
+        tokens_per_s=round(sum(reply.tokens for _, reply in whole) / seconds, 1),
+        audio_s_per_s=round(sum(reply.sound_bytes for _, reply in whole) / (2 * PCM_RATE_HZ) / seconds, 2),
         first_ms=round(statistics.median(firsts), 1),
         first_ms_p95=round(firsts[int(0.95 * (len(firsts) - 1))], 1),
-        memory_mb=memory,
+        memory_mb=[runs[0].memory_mb[0], runs[-1].memory_mb[-1]],
     )
-    return load, replies
 
 
 def _first_sound_ms(omni: Omni, rounds: int = 3) -> float:
@@ -220,60 +246,47 @@ def _first_sound_ms(omni: Omni, rounds: int = 3) -> float:
 def _gap(omni: Omni, question: str, text: str) -> float:
     """Between the top two logits, at the token where `text` parts from the reply to `question` in this process."""
     prompt = omni.prompt([{"role": "user", "content": question}], reserve=REPLY_TOKENS)
-    ids = omni.engine.generate([prompt], Sampling(max_new_tokens=REPLY_TOKENS))[0].ids
+    ids = omni.engine.generate([prompt], SAMPLING)[0].ids
     same = next((n for n in range(len(ids)) if not text.startswith(omni.tokenizer.decode(ids[: n + 1]))), len(ids))
     logits = omni.model.thinker(torch.tensor([prompt.rendered.input_ids + ids[:same]], device=omni.device))[0, -1]
+    logits[omni.tokenizer.end_id] = -torch.inf
     top = logits.float().topk(2).values
     return float(top[0] - top[1])
 
 
-def measure_serving(
-    omni: Omni, *, clients: int = 64, spoken_clients: int = 8, seconds: float = 60.0, threads: int | None = None
-) -> ServingSpeed:
+def measure_serving(omni: Omni, *, clients: int = 64, spoken_clients: int = 8, seconds: float = 60.0, threads: int = 1) -> ServingSpeed:
     """One client for a third of the time, then `clients` for all of it, then, if the model speaks, one client of spoken texts for a sixth and
     `spoken_clients` for half. All on the CPU. Raises ConfigError if the server does not start."""
     assert omni.folder is not None, "a model from a folder, which the server loads too"
-    if threads is not None:
-        torch.set_num_threads(threads)
-    generate = measure_generation(omni, min(10.0, seconds / 3), REPLY_TOKENS)
+    torch.set_num_threads(threads)
     wanted = {
-        q: omni.engine.generate(
-            [omni.prompt([{"role": "user", "content": q}], reserve=REPLY_TOKENS)], Sampling(max_new_tokens=REPLY_TOKENS)
-        )[0].text
-        for q in QUESTIONS
+        q: omni.engine.generate([omni.prompt([{"role": "user", "content": q}], reserve=REPLY_TOKENS)], SAMPLING)[0].text for q in QUESTIONS
     }
+    generated: list[GenerationSpeed] = []
+    alone: list[_Run] = []
     server = _Server(omni.folder, threads, clients)
     say_first_audio_ms = spoken_alone = spoken = None
     try:
-        alone, replies = asyncio.run(_load(server, 1, seconds / 3, ask_chat))
-        _compare(omni, wanted, alone, replies)
-        many, replies = asyncio.run(_load(server, clients, seconds, ask_chat))
-        _compare(omni, wanted, many, replies)
+        for _ in range(TURNS):
+            generated.append(measure_generation(omni, seconds / 3 / TURNS, REPLY_TOKENS))
+            alone.append(asyncio.run(_load(server, 1, seconds / 3 / TURNS, ask_chat)))
+        many = asyncio.run(_load(server, clients, seconds, ask_chat))
         if {"talker", "codec"} <= set(omni.model.components):
             say_first_audio_ms = _first_sound_ms(omni)
-            spoken_alone, _ = asyncio.run(_load(server, 1, seconds / 6, ask_speech))
-            spoken, _ = asyncio.run(_load(server, spoken_clients, seconds / 2, ask_speech))
+            spoken_alone = asyncio.run(_load(server, 1, seconds / 6, ask_speech))
+            spoken = asyncio.run(_load(server, spoken_clients, seconds / 2, ask_speech))
     finally:
         server.stop()
+    one, most = _summary(1, alone, omni, wanted), _summary(clients, [many], omni, wanted)
+    generate_tokens_per_s = round(statistics.mean(speed.tokens_per_s for speed in generated), 1)
     return ServingSpeed(
-        generate_tokens_per_s=generate.tokens_per_s,
-        generate_first_text_ms=generate.first_text_ms,
-        alone=alone,
-        many=many,
+        generate_tokens_per_s=generate_tokens_per_s,
+        generate_first_text_ms=round(statistics.median(speed.first_text_ms for speed in generated), 2),
+        alone=one,
+        many=most,
         say_first_audio_ms=say_first_audio_ms,
-        spoken_alone=spoken_alone,
-        spoken=spoken,
-        share_of_generate=round(alone.tokens_per_s / generate.tokens_per_s, 3),
-        times_one_client=round(many.tokens_per_s / max(alone.tokens_per_s, 1e-9), 2),
+        spoken_alone=_summary(1, [spoken_alone], omni, wanted) if spoken_alone is not None else None,
+        spoken=_summary(spoken_clients, [spoken], omni, wanted) if spoken is not None else None,
+        share_of_generate=round(one.tokens_per_s / generate_tokens_per_s, 3),
+        times_one_client=round(most.tokens_per_s / max(one.tokens_per_s, 1e-9), 2),
     )
-
-
-def _compare(omni: Omni, wanted: dict[str, str], load: Load, replies: dict[int, list[_Reply]]) -> None:
-    """Count the replies that are as they should be."""
-    for n, some in replies.items():
-        question = QUESTIONS[n % len(QUESTIONS)]
-        for reply in some:
-            if reply.whole and reply.text == wanted[question]:
-                load.as_alone += 1
-            elif reply.whole:
-                load.largest_gap = max(load.largest_gap, round(_gap(omni, question, reply.text), 6))

@@ -31,6 +31,7 @@ def sampling_of(request: ChatRequest) -> Sampling:
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=(request.seed or 0) % 2**63,
         max_new_tokens=request.max_completion_tokens or request.max_tokens or REPLY_TOKENS,
+        min_new_tokens=request.muomni.min_tokens,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
     )
 

@@ -91,9 +91,10 @@ class StreamOptions(Request):
 
 
 class Extras(Request):
-    """μOmni's own. `view`: return what the model heard and saw as pictures."""
+    """μOmni's own. `view`: return what the model heard and saw as pictures. `min_tokens`: the reply does not end before."""
 
     view: bool = False
+    min_tokens: Annotated[int, Field(ge=0)] = 0
 
 
 class ChatRequest(Request):

@@ -70,11 +70,10 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror or error}; choose another --host or --port") from None
 
 
-def run(omni: Omni, settings: Settings, threads: int | None = None) -> None:
+def run(omni: Omni, settings: Settings, threads: int = 1) -> None:
     """Serve until a signal; then accept nothing more, finish what was accepted, and return. The log tells the address."""
     listener = listen(settings.host, settings.port)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     sys.setswitchinterval(SWITCH_S)
     warm_up(omni)
     config = uvicorn.Config(

@@ -22,7 +22,7 @@ from omni.inference.transcript import Transcript
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 0.02  # between two hand-overs to the event loop, which cost both threads time; the first piece of a job never waits
+FLUSH_S = 1 / 30  # between two hand-overs to the event loop, which cost both threads time; the first piece of a job never waits
 PREFILL_POSITIONS = 4096  # that are read in one round: a flood of prompts must not hold up the replies under way
 
 

@@ -96,7 +96,7 @@ def vocoder_splits(run: RunConfig, config: ModelConfig, resynthesise: Callable[[
 def conversation_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.ConversationBatch]:
     """{"messages"}."""
     splits = _splits(run, ("messages",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data), collate.collate_conversations)
-    return replace(splits, length=lambda example: len(example.rendered.input_ids))
+    return replace(splits, length=lambda example: len(example.input_ids))
 
 
 def encode_document(row: Row, tokenizer: BPETokenizer) -> list[int]:

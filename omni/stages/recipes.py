@@ -32,7 +32,7 @@ POCKET_STAGES: dict[str, dict[str, Any]] = {
     "text": {"train": ["text", "text_chat"], "init_from": []},
     "audio": {"train": ["speech"], "init_from": [], "mel_masks": 2},
     "vision": {"train": ["captions"], "init_from": ["text"]},
-    "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"], "freeze": ["audio_encoder"]},
+    "sft": {"train": ["conversations"], "init_from": ["text", "audio", "vision"], "freeze": ["audio_encoder"], "side_by_side": 8},
     "codec": {"train": ["voice"], "init_from": []},
     "vocoder": {"train": ["voice"], "init_from": ["codec"], "codec_share": 0.5},
     "talker": {"train": ["voice"], "init_from": ["sft", "codec"]},
@@ -44,17 +44,17 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
         "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 4e-3},
         "audio": {"steps": 900, "learning_rate": 4e-3},
         "vision": {"steps": 100, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 4e-3},
-        "sft": {"steps": 1500, "learning_rate": 3e-3},
+        "sft": {"steps": 800, "learning_rate": 3e-3},
         "codec": {"steps": 600, "learning_rate": 4e-3},
         "talker": {"steps": 700, "learning_rate": 4e-3},
     },
-    # Seconds of one core for an update, by stage: 0.87, 0.43, 1.12, 0.6, 0.2, 0.45 (with discriminators 1.1), 0.69. That is 102 minutes of one core,
-    # 64 to 73 of two; beside it about 5 minutes for the data, 4 for the stages' own scores and 4 to measure: within 90.
+    # Seconds of one core for an update, by stage: 0.87, 0.43, 1.12, 1.2, 0.2, 0.45 (with discriminators 1.1), 0.69. That is 102 minutes of one core,
+    # 64 to 73 minutes on two; beside it about 5 minutes for the data, 4 for the stages' own scores and 4 to measure: within 90.
     "tiny": {
         "text": {"steps": 400, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
         "audio": {"steps": 3000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "optimizer": "muon"},
         "vision": {"steps": 800, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-3, "optimizer": "muon"},
-        "sft": {"steps": 3000, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "optimizer": "muon"},
+        "sft": {"steps": 1600, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "optimizer": "muon"},
         "codec": {"steps": 1200, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
         "vocoder": {"steps": 800, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "adversarial_after": 600},
         "talker": {"steps": 1500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
@@ -86,7 +86,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
     runs = []
     for stage, training in POCKET_TRAINING[preset].items():
         wiring = POCKET_STAGES[stage]
-        options: Row = {name: wiring[name] for name in ("mel_masks", "codec_share") if name in wiring}
+        options: Row = {name: wiring[name] for name in ("mel_masks", "side_by_side", "codec_share") if name in wiring}
         raw = {
             "stage": stage,
             "preset": preset,
@@ -140,9 +140,12 @@ def assemble(
     dtype: torch.dtype | None = None,
     extra: Row | None = None,
 ) -> OmniModel:
-    """One self-contained model in `out_dir` from those of `components` that `sources` have; where several have one, the last wins."""
+    """One self-contained model in `out_dir` from those of `components` that `sources` have; where several have one, the last wins. Raises
+    CheckpointError for a folder without a model, ConfigError if no source has a Thinker."""
     saved = [load_model(find_checkpoint(folder)) for folder in sources]
     owner = {name: source for source in saved for name in source.components if name in components}
+    if "thinker" not in owner:
+        raise ConfigError(f"{', '.join(map(str, sources))}: no Thinker among them")
     config = saved[0].config
     for name, source in owner.items():
         config = with_section(config, name, source.config)

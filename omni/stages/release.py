@@ -3,7 +3,7 @@
     muomni train release --stage text;  … --stage chat;  … --stage audio;  … --stage vision;  … --stage codec;  …
     muomni train release --publish checkpoints/omni-tiny
 
-`release_run` writes the manifests of a stage from the data folder (`muomni data get`), the generated world and the synthetic voices
+A *step* is one run of a trainer's stage; its `steps` are updates. `release_run` writes the manifests of a step from the data folder (`muomni data get`), the generated world and the synthetic voices
 (`muomni data voices`), and says how it trains.
 """
 
@@ -40,7 +40,7 @@ from omni.training.trainer import train
 
 Row = dict[str, Any]
 PRESET = "release"
-WORLD = "tiny"  # how much of the generated world
+WORLD = "release"  # how much of the generated world
 VALIDATION = 0.02  # of the training side, by text: what training itself looks at; the held-out side is for `muomni eval` alone
 
 
@@ -78,6 +78,7 @@ class ReleaseStage:
     data: dict[str, Any] = field(default_factory=dict)
     image_tokens: ImageTokens | None = None  # other ones than the vision encoder has learned with
     model: dict[str, Any] = field(default_factory=dict)  # sizes other than the preset's
+    remembers: tuple[str, float] | None = None  # a step of which so much is mixed into the Thinker that it starts from
 
 
 def _documents(folders: Folders) -> Iterable[Row]:
@@ -113,7 +114,8 @@ NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 
 SPLICED_VOICES = {"spliced": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 3, "piper": 1, "flite": 1 / 2, "espeak": 1 / 8}
 SPLICES = 12_000  # new sentences out of Kathleen's
 TOLD_VOICES = {"told": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 2, "piper": 1 / 2, "flite": 1 / 4, "espeak": 1 / 8}
-TOLD = 12_000  # sentences of novels, which are the nearest to what real readers read
+TOLD = 60_000  # sentences, first
+TOLD_FROM = ("novels", "stories", "dialogues")  # what is nearest to what real readers read
 TELLER = ("chat", "codec", "vocoder", "talker")  # what it takes to say them
 TOLD_BY = ("kathleen", "kathleen", "heart", "joe")  # taking turns
 
@@ -140,8 +142,9 @@ def _reader(name: str, folders: Folders) -> Iterable[Row]:
         read = [row for row in release.speech_rows(folders.data, held_out=False, readers=("kathleen",)) if not _validates(row)]
         return _within(make_splices(read, folders.work / ALIGNER, folders.work / "voices" / name, SPLICES, "kathleen"), "audio")
     if name == "told":
-        return _within(_told(folders), "audio")
-    manifest = folders.world.manifest("speech") if name == "world" else folders.work / "voices" / f"{name}.jsonl"
+        manifest = _told(folders)
+    else:
+        manifest = folders.world.manifest("speech") if name == "world" else folders.work / "voices" / f"{name}.jsonl"
     rows = _within(manifest, "audio")
     return (row for row in rows if not release.sentence_held_out(folders.data, row["text"]))
 
@@ -150,8 +153,11 @@ def _told(folders: Folders) -> Path:
     """The manifest of what the Talker says; made when it is not there."""
     out = folders.work / "voices" / "told"
     if not out.with_suffix(".jsonl").exists():
-        texts = release.spoken_texts(folders.data, held_out=False, source="novels")
-        Random("told").shuffle(texts)
+        texts: list[str] = []
+        for source in TOLD_FROM:
+            found = release.spoken_texts(folders.data, held_out=False, source=source)
+            Random("told").shuffle(found)
+            texts += found
         assemble([folders.work / step for step in TELLER], folders.work / "teller")
         make_told(texts[:TOLD], folders.work / "teller", out, TOLD_BY)
     return out.with_suffix(".jsonl")
@@ -172,11 +178,23 @@ def _captioned(folders: Folders) -> Iterable[Row]:
 # --- the conversations of stage E
 
 # Who is heard there, and how often. Questions about the world's pictures are read by `muomni data voices --questions`.
-TRANSCRIBED = {"kathleen": 6, "heart": 2, "teacher": 1, "cast": 1, "piper": 1, "espeak": 1 / 2, "flite": 1 / 6, "world": 1 / 6}
+TRANSCRIBED = {
+    "kathleen": 4,
+    "told": 1 / 2,
+    "heart": 2,
+    "teacher": 1,
+    "cast": 1,
+    "piper": 1,
+    "espeak": 1 / 2,
+    "flite": 1 / 6,
+    "world": 1 / 6,
+}
 ALOUD = ("world", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
-MIX = {  # conversations of each kind in an epoch; `chat` and `transcribe` follow from their rows
-    "image_qa": 60_000,
-    "image_qa_spoken": 60_000,
+CAPTIONED = 3  # times that every scene is described in an epoch: a caption says all that a dozen answers would
+MIX = {  # conversations of each kind in an epoch; `transcribe` follows from its rows
+    "chat": 60_000,
+    "image_qa": 150_000,
+    "image_qa_spoken": 100_000,
     "drawings": 8_000,
     "statement": 16_000,
     "follow_up": 20_000,
@@ -185,7 +203,7 @@ MIX = {  # conversations of each kind in an epoch; `chat` and `transcribe` follo
 
 
 def _conversations(folders: Folders) -> Iterable[Row]:
-    """Everything that somebody may say to the model. Captions of scenes are in the plain wording alone."""
+    """Everything that somebody may say to the model. Captions of scenes are in the plain wording alone, unless it is asked where things are."""
     rng, aloud = Random("stage E"), _aloud(folders)
     asked = list(_asked(folders))
     audible = [a for a in asked if a.question in aloud]
@@ -193,8 +211,11 @@ def _conversations(folders: Folders) -> Iterable[Row]:
         raise DataError(f"{folders.work}/voices: nobody reads a question about a picture; make them with: muomni data voices --questions")
     yield from conversations.typed(conversations.take(asked, MIX["image_qa"], rng))
     yield from conversations.spoken(conversations.take(audible, MIX["image_qa_spoken"], rng), aloud, rng)
-    scenes = (row | {"caption": plain_caption(row["caption"])} for row in _within(folders.world.manifest("captions"), "image"))
-    yield from conversations.described(scenes, rng)
+    captions = list(_within(folders.world.manifest("captions"), "image"))
+    scenes = [row | {"caption": plain_caption(row["caption"])} for row in captions]
+    yield from conversations.described(CAPTIONED * scenes, rng)
+    placed = [row for row in captions if " at the " in row["caption"]]
+    yield from conversations.described(CAPTIONED * placed, rng, conversations.PLACES_WORDINGS)
     drawings = [*release.drawing_rows(folders.data, held_out=False), *release.nlvr_captions(folders.data)]
     yield from conversations.described(conversations.take(drawings, MIX["drawings"], rng), rng)
     statements = [
@@ -206,7 +227,7 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     clips = list(_heard_whole(_clips(TRANSCRIBED)(folders)))
     yield from conversations.transcribed(clips, rng)
     dialogues = [*_dialogues(folders), *release.read_jsonl(folders.world.manifest("text_chat"))]
-    yield from conversations.chats(dialogues, aloud, rng)
+    yield from conversations.chats(conversations.take(dialogues, MIX["chat"], rng), aloud, rng)
     small_talk = conversations.chats(release.read_jsonl(folders.world.manifest("text_chat")), {}, rng)
     between = [row for row in small_talk if len(row["messages"]) == 2]
     between += conversations.transcribed(rng.sample(clips, min(len(clips), len(between))), rng)
@@ -248,8 +269,7 @@ def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
 GPT_RATE = 4e-3  # the best of the three
 ALIGNER = "audio-more"  # the step whose audio encoder says where words are to be cut,
 LISTENER = "audio-spliced"  # and the one that codec and Talker learn with
-HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft-hearing"  # whose audio encoder, vision encoder and Thinker ship
-TUNING = {"batch_size": 64, "micro_batch_size": 16, "optimizer": "muon", "evaluate_every": 1000}
+HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft-remembering"  # whose audio encoder, vision encoder and Thinker ship
 
 
 def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
@@ -283,26 +303,44 @@ def _codec(steps: int, sizes: dict[str, int] | None = None) -> ReleaseStage:
     return ReleaseStage("codec", _clips(VOICES), train, init_from=(LISTENER,), data=data, model={"codec": sizes} if sizes else {})
 
 
-def _seeing(steps: int, *init_from: str) -> ReleaseStage:
-    train = {"steps": steps, "batch_size": 128, "micro_batch_size": 128, "learning_rate": 1e-3, "warmup_steps": 100, "optimizer": "muon"}
+def _seeing(steps: int, *init_from: str, freeze: tuple[str, ...] = ()) -> ReleaseStage:
+    train = {
+        "steps": steps,
+        "batch_size": 128,
+        "micro_batch_size": 128,
+        "learning_rate": 1e-3,
+        "warmup_steps": 100,
+        "optimizer": "muon",
+        "freeze": list(freeze),
+    }
     return ReleaseStage("vision", _captioned, train, init_from)
 
 
+UNTUNED = ("chat", LISTENER, SEEING)
 IMAGE_TOKENS: tuple[ImageTokens, ...] = ("cls", "pooled", "grid")  # that are compared
 
 
-def _tuning(steps: int, image_tokens: ImageTokens | None = None) -> ReleaseStage:
-    """The encoders as they are: what they hear and see is learned, and CTC is what it was."""
-    train = {**TUNING, "steps": steps, "learning_rate": 1e-3, "warmup_steps": 100, "freeze": ["vision_encoder", "audio_encoder"]}
-    return ReleaseStage(
-        "sft", _conversations, train, init_from=("chat", LISTENER, SEEING), data={"cached_hours": 20.0}, image_tokens=image_tokens
-    )
-
-
-def _tuning_on(steps: int, *init_from: str, freeze: list[str], learning_rate: float = 1e-3) -> ReleaseStage:
-    """What is tuned is tuned further."""
-    train = {**TUNING, "steps": steps, "learning_rate": learning_rate, "warmup_steps": 50, "freeze": freeze}
-    return ReleaseStage("sft", _conversations, train, init_from=init_from, data={"cached_hours": 20.0})
+def _tuning(
+    steps: int,
+    *init_from: str,
+    freeze: tuple[str, ...] = ("audio_encoder", "vision_encoder"),
+    image_tokens: ImageTokens | None = None,
+    remembers: tuple[str, float] | None = None,
+    learning_rate: float = 1e-3,
+) -> ReleaseStage:
+    """Stage E. With the encoders frozen, what they hear and see is learned, and CTC is what it was."""
+    train = {
+        "steps": steps,
+        "batch_size": 64,
+        "micro_batch_size": 16,
+        "learning_rate": learning_rate,
+        "warmup_steps": 100,
+        "optimizer": "muon",
+        "evaluate_every": 1000,
+        "freeze": list(freeze),
+    }
+    data = {"cached_hours": 20.0, "side_by_side": 8}
+    return ReleaseStage("sft", _conversations, train, init_from, data=data, image_tokens=image_tokens, remembers=remembers)
 
 
 STAGES: dict[str, ReleaseStage] = {
@@ -349,18 +387,21 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("chat", "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
-    "audio-told": _hearing(TOLD_VOICES, 8000, LISTENER),
+    "audio-told": _hearing(TOLD_VOICES, 10000, LISTENER),
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
-    **{f"sft-{tokens}": _tuning(800, tokens) for tokens in IMAGE_TOKENS},
-    "sft": _tuning(4500),
+    **{f"sft-{tokens}": _tuning(800, *UNTUNED, image_tokens=tokens) for tokens in IMAGE_TOKENS},
+    "sft": _tuning(4500, *UNTUNED),
     # To bind colours to shapes and places, the vision encoder has to learn too.
-    "sft-seeing": _tuning_on(4000, "sft", freeze=["audio_encoder"]),
-    "sft-hearing": _tuning_on(1000, "sft-seeing", HEARING, freeze=["audio_encoder", "vision_encoder"], learning_rate=4e-4),
+    "sft-seeing": _tuning(4500, "sft", freeze=("audio_encoder",)),
+    "sft-hearing": _tuning(3000, "sft-seeing", HEARING, freeze=("audio_encoder",)),
+    "sft-remembering": _tuning(2000, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.2), learning_rate=5e-4),
+    # Retrieval by what the tuned encoder sees and the tuned Thinker reads.
+    "vision-heads": _seeing(400, SEEING, TUNED, freeze=("vision_encoder", "image_projector")),
     # The Talker follows the Thinker that ships.
     "talker-tuned": ReleaseStage(
         "talker",
         _clips(VOICES),
-        {"steps": 1500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 3e-4, "warmup_steps": 50},
+        {"steps": 1000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 3e-4, "warmup_steps": 50},
         init_from=("talker", "codec", TUNED),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
@@ -402,10 +443,28 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
 def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
     """Train a step, or take note that it is done; what it took is also written to result.json in its run folder."""
     run = release_run(step, data, work, seed)
+    if (remembers := STAGES[step].remembers) is not None:
+        _mix(work / STAGES[step].init_from[0], work / remembers[0], remembers[1], _mixed(work, step))
     trained = train(TRAINER_STAGES[run.stage](run))
     row: Row = {"step": step, "steps": trained.steps, "seconds": round(trained.seconds), "metrics": trained.metrics, "data": _amount(run)}
     write_json(work / step / "result.json", row)
     return row
+
+
+def _mixed(work: Path, step: str) -> Path:
+    return work / "data" / f"{step}.start"
+
+
+def _mix(folder: Path, other: Path, share: float, out: Path) -> None:
+    """The model in `folder` with a Thinker of which `share` is the other's: part of the way back, much of what tuning forgot is there again and most of
+    what it taught still is (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", §3)."""
+    tuned, before = (load_model(find_checkpoint(folder)) for folder in (folder, other))
+    assert tuned.tokenizer is not None, "a Thinker is always saved with its tokenizer"
+    tensors = {
+        name: torch.lerp(tensor.float(), before.tensors[name].float(), share) if name.startswith("thinker.") else tensor
+        for name, tensor in tuned.tensors.items()
+    }
+    save_model(out, tensors, tuned.config, tuned.components, tuned.tokenizer.read_bytes())
 
 
 def _amount(run: RunConfig) -> Row:
@@ -419,7 +478,25 @@ def _amount(run: RunConfig) -> Row:
 
 
 NEEDED = ("text", "chat", "audio", "audio-natural", ALIGNER, LISTENER, "vision", SEEING)  # without these nothing is published
-PUBLISHED = tuple(dict.fromkeys(("chat", LISTENER, SEEING, "codec", "vocoder", "talker", HEARING, "sft", TUNED, "talker-tuned")))
+PUBLISHED = tuple(
+    dict.fromkeys(
+        (
+            "chat",
+            LISTENER,
+            SEEING,
+            "codec",
+            "vocoder",
+            "talker",
+            HEARING,
+            "sft",
+            "sft-seeing",
+            "sft-hearing",
+            TUNED,
+            "vision-heads",
+            "talker-tuned",
+        )
+    )
+)
 MOST_BYTES, MOST_PARAMETERS = 40_000_000, 25_650_000
 
 
@@ -458,11 +535,14 @@ def release_run(step: str, data: Path, work: Path, seed: int = 0) -> RunConfig:
         raise ConfigError(f"recipe release has no stage {step!r}; it has: {', '.join(STAGES)}")
     stage, folders = STAGES[step], Folders(data, work)
     train, validation = _write_manifests(step, folders)
+    init_from = [str(work / name) for name in stage.init_from]
+    if stage.remembers is not None:
+        init_from[0] = str(_mixed(work, step))
     raw = {
         "stage": stage.stage,
         "preset": PRESET,
         "model": stage.model,
-        "init_from": [str(work / name) for name in stage.init_from],
+        "init_from": init_from,
         "image_tokens": stage.image_tokens,
         "data": {"train": [*map(str, train)], "validation": [*map(str, validation)], **stage.data},
         "train": {"seed": seed, "evaluate_every": 500, "checkpoint_every": 100, **stage.train},

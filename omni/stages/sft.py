@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from omni.config import RunConfig
-from omni.data.collate import ConversationBatch
+from omni.data.collate import IGNORE, ConversationBatch
 from omni.errors import CheckpointError
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import conversation_splits
-from omni.training.losses import next_token_loss
+from omni.training.losses import next_token_loss, shares_in_groups
 from omni.training.stage import Context, Splits, Term
 
 
@@ -27,11 +27,13 @@ def sft_hidden_states(model: OmniModel, batch: ConversationBatch) -> Tensor:
         mel_lengths=batch.mel_lengths,
         audio_slots=batch.audio_slots,
     )
-    return model.thinker.hidden_states(embeddings=embeddings)
+    return model.thinker.hidden_states(embeddings=embeddings, branches=batch.branches if batch.branches.any() else None)
 
 
 class SFTStage(OmniStage[ConversationBatch]):
-    """`muomni train sft --config configs/omni_sft_tiny.json`: next-token loss on what the assistant says, and on its end of turn."""
+    """`muomni train sft --config configs/omni_sft_tiny.json`: next-token loss on what the assistant says, and on its end of turn. Every conversation
+    counts the same, or the long replies of chats would drown answers of a few words; but of those of which every word is learned every piece does
+    (`ConversationExample.groups`)."""
 
     name = "sft"
     best_metric, best_mode = "exact", "max"
@@ -53,20 +55,20 @@ class SFTStage(OmniStage[ConversationBatch]):
         return conversation_splits(self.run, self.config, self.require_tokenizer())
 
     def counts(self, batch: ConversationBatch) -> dict[str, int]:
-        return {"loss": int((batch.labels != -100).sum())}
+        return {"loss": round(float(shares_in_groups(batch.labels != IGNORE, batch.groups).sum()))}
 
     def loss(self, model: OmniModel, batch: ConversationBatch, context: Context) -> dict[str, Term]:
-        return {"loss": next_token_loss(sft_hidden_states(model, batch), model.thinker.lm_head.weight, batch.labels)}
+        return {"loss": next_token_loss(sft_hidden_states(model, batch), model.thinker.lm_head.weight, batch.labels, groups=batch.groups)}
 
     def evaluate(self, model: OmniModel, batches: Iterable[ConversationBatch]) -> dict[str, float]:
-        """Loss per token, and the share of conversations whose every reply token is the likeliest one (what greedy decoding would say)."""
-        total, count, exact, rows = 0.0, 0, 0, 0
+        """Loss of a group's mean token, and the share of groups whose every token is the likeliest one (what greedy decoding would say)."""
+        total, count, exact = 0.0, 0, 0
         for batch in batches:
             hidden = sft_hidden_states(model, batch)
-            term = next_token_loss(hidden, model.thinker.lm_head.weight, batch.labels)
+            term = next_token_loss(hidden, model.thinker.lm_head.weight, batch.labels, groups=batch.groups)
             total, count = total + float(term.sum), count + int(term.count)
-            row, column = (batch.labels != -100).nonzero(as_tuple=True)
+            row, column = (batch.labels != IGNORE).nonzero(as_tuple=True)
             wrong = model.thinker.lm_head(hidden[row, column]).argmax(-1) != batch.labels[row, column]
-            exact += len(hidden) - int(torch.zeros(len(hidden), device=hidden.device).index_add(0, row, wrong.float()).bool().sum())
-            rows += len(hidden)
-        return {"loss": total / max(count, 1), "exact": exact / max(rows, 1)}
+            errors = torch.zeros_like(batch.groups).index_put((row, batch.groups[row, column]), wrong.long(), accumulate=True)
+            exact += int(term.count) - int((errors > 0).sum())
+        return {"loss": total / max(count, 1), "exact": exact / max(count, 1)}

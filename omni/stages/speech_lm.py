@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from omni.alignment import ctc_alignment
 from omni.audio_tokenizers import SPEAKING, CodecTokenizer, SNACTokenizer
 from omni.characters import encode_characters
 from omni.config import RunConfig
 from omni.data.collate import IGNORE
 from omni.data.datasets import without_infeasible_clips
 from omni.data.manifests import Manifests
-from omni.data.multimodal import Aligner, MultimodalBatch, MultimodalDataset
+from omni.data.multimodal import MultimodalBatch, MultimodalDataset, TimesOfIds
 from omni.errors import DataError
 from omni.omni_model import OmniModel, with_section
 from omni.speech_lm import COMPONENT, MultimodalLLM
@@ -32,19 +31,7 @@ from omni.training.stage import Context, Examples, Export, Splits, Term
 MODALITIES = ("audio", "text")  # what the model decides: sound when it speaks, text when it hears
 
 
-@torch.no_grad()
-def named_at(model: OmniModel, mel: Tensor, characters: list[int], clip: str) -> tuple[list[int], int]:
-    """mel (T,mels) and the characters said in it → the slot of the CTC head that names each, increasing, and how many slots there are. Raises
-    DataError for a clip that is too short for its text."""
-    states, _ = model.audio_encoder(mel[None])
-    log_probabilities = model.audio_encoder.ctc_logits(states)[0].float().log_softmax(-1)
-    named = ctc_alignment(log_probabilities, characters)
-    if named is None:
-        raise DataError(f"{clip}: {len(mel)} frames are too short for the {len(characters)} characters of its text")
-    return named, len(log_probabilities)
-
-
-def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> Aligner:
+def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> TimesOfIds:
     """When each text id is said: where the audio encoder names the last of its characters."""
 
     def times(wave: np.ndarray, ids: list[int], clip: str) -> list[float]:
@@ -53,7 +40,10 @@ def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> Aligner:
         for piece in tokenizer.pieces(ids):
             characters += encode_characters(piece)
             n_until.append(len(characters))
-        named, n_slots = named_at(model, model.log_mel(torch.from_numpy(wave)), characters, clip)
+        mel = model.log_mel(torch.from_numpy(wave))
+        named, n_slots = model.audio_encoder.named_at(mel, characters)
+        if named is None:
+            raise DataError(f"{clip}: {len(mel)} frames are too short for the {len(characters)} characters of its text")
         slot_s = len(wave) / model.config.audio.sample_rate_hz / n_slots
         return [named[n - 1] * slot_s if n else 0.0 for n in n_until]
 
@@ -154,7 +144,7 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
             hidden = model.hidden_states(batch.input_ids)
             for name in MODALITIES:
                 labels = self._labels(batch, name)
-                nats[name] += float(next_token_loss(hidden, model.lm_head, labels).sum)
+                nats[name] += next_token_loss(hidden, model.lm_head, labels).sum.item()
                 right[name] += _n_right(model, hidden, labels)
                 count[name] += int((labels != IGNORE).sum())
         weights = self._weights()

@@ -17,8 +17,7 @@ import numpy as np
 import soundfile
 import torch
 
-from omni.alignment import ctc_alignment
-from omni.audio import LogMel, load_audio
+from omni.audio import load_audio
 from omni.characters import encode_characters
 from omni.checkpoint import load_model
 from omni.omni_model import OmniModel
@@ -50,17 +49,14 @@ def quietest(waveform: np.ndarray, start: int, end: int, rate_hz: int) -> int:
     return min(places, key=lambda at: float(np.square(waveform[max(0, at - half) : at + half]).sum()))
 
 
-@torch.inference_mode()
 def spell(model: OmniModel, waveform: np.ndarray, text: str) -> Spelled | None:
     """Where the words of a clip begin and end; None if the text does not fit into it."""
     rate_hz = model.config.audio.sample_rate_hz
-    states, _ = model.audio_encoder(LogMel(model.config.audio)(torch.from_numpy(waveform))[None])
-    log_probabilities = model.audio_encoder.ctc_logits(states)[0].log_softmax(-1)  # (S, characters)
     text = " ".join(text.split())
-    named = ctc_alignment(log_probabilities, encode_characters(text))
+    named, n_slots = model.audio_encoder.named_at(model.log_mel(torch.from_numpy(waveform)), encode_characters(text))
     if named is None or len(named) != len(text):  # a sign that is spelled by several characters
         return None
-    samples = len(waveform) / len(log_probabilities)
+    samples = len(waveform) / n_slots
     spaces = [i for i, character in enumerate(text) if character == " "]
     between = [quietest(waveform, int(named[i - 1] * samples), int(named[i + 1] * samples), rate_hz) for i in spaces]
     return Spelled(waveform, text.split(), [0, *between, len(waveform)])

@@ -39,10 +39,7 @@ class TalkerStage(OmniStage[TalkerBatch]):
     duration of every character, and the alignment that the durations are taken from."""
 
     name = "talker"
-    best_metric, best_mode = (
-        "rest",
-        "min",
-    )  # who has learned the first codebook by heart still gets better at the others, and is understood better
+    best_metric, best_mode = "codes", "min"
     needs = ("thinker", "codec")
     trains = ("talker",)
 

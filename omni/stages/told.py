@@ -20,12 +20,14 @@ from omni.tokenizer import BPETokenizer
 log = logging.getLogger(__name__)
 
 TEMPERATURE = 0.8
+LONGEST_S = 12.0  # what takes longer has not been said as it should
 
 Row = dict[str, Any]
 
 
 def make_told(sentences: Sequence[str], speaking: Path, out: Path, voices: Sequence[str]) -> Path:
-    """`sentences` by the model in the folder `speaking`, its `voices` taking turns: clips in OUT/ (interrupted, it goes on), and then OUT.jsonl."""
+    """`sentences` by the model in the folder `speaking`, its `voices` taking turns: clips in OUT/ (interrupted, it goes on), and then OUT.jsonl,
+    without the overlong."""
     saved = load_model(speaking)
     assert saved.tokenizer is not None, "a Thinker is always saved with its tokenizer"
     speaker = Speaker(OmniModel.from_saved(saved).eval(), BPETokenizer(saved.tokenizer))
@@ -41,5 +43,6 @@ def make_told(sentences: Sequence[str], speaking: Path, out: Path, voices: Seque
             log.info("%d of %d sentences are told", start + len(texts), len(sentences))
         rows += [{"audio": f"{out.name}/{file.name}", "text": t, "speaker": v} for file, t, v in zip(files, texts, names, strict=True)]
     manifest = out.with_suffix(".jsonl")
-    manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    kept = [row for row in rows if soundfile.info(out.parent / row["audio"]).duration <= LONGEST_S]
+    manifest.write_text("".join(f"{json.dumps(row)}\n" for row in kept), encoding="utf-8")
     return manifest

@@ -13,6 +13,7 @@ from omni.characters import PAD_ID, decode_characters, encode_characters
 from omni.config import DataConfig, model_config
 from omni.data.collate import IGNORE, collate_captions, collate_conversations, collate_speech, collate_talker, collate_text, collate_vocoder
 from omni.data.datasets import (
+    PIECE,
     CaptionDataset,
     ConversationDataset,
     MelReader,
@@ -24,6 +25,7 @@ from omni.data.datasets import (
 from omni.data.manifests import Manifests, open_rows
 from omni.errors import DataError
 from omni.tokenizer import BPETokenizer, train_tokenizer
+from omni.training.losses import shares_in_groups
 
 CONFIG = model_config("nano", ['talker.voices=["anna","ben"]', "vision_encoder.image_size=32"])
 
@@ -262,10 +264,9 @@ def test_an_unknown_speaker_is_found_before_training_and_none_is_the_first_voice
 # --- conversations
 
 
-def conversations(folder, tokenizer, rows: list[list[dict]]) -> ConversationDataset:
-    return ConversationDataset(
-        rows_of(folder.jsonl("m.jsonl", [{"messages": messages} for messages in rows]), "messages"), CONFIG, tokenizer, DataConfig()
-    )
+def conversations(folder, tokenizer, rows: list[list[dict]], side_by_side: int = 1) -> ConversationDataset:
+    manifest = folder.jsonl("m.jsonl", [{"messages": messages} for messages in rows])
+    return ConversationDataset(rows_of(manifest, "messages"), CONFIG, tokenizer, DataConfig(side_by_side=side_by_side))
 
 
 def user(*parts: tuple[str, str]) -> dict:
@@ -314,11 +315,69 @@ def test_a_conversation_batch_has_every_medium_at_its_placeholders_and_only_repl
         assert torch.equal(ids[position + 1], labels[position])
 
 
+def test_conversations_about_one_picture_are_one_example_that_holds_it_once(folder, tokenizer):
+    pictures, clip = [folder.picture(f"{name}.png") for name in "pq"], folder.clip("c.wav", 0.5)
+    rows = [
+        [user(("image", pictures[0]), ("text", "what?")), assistant("a ball")],
+        [user(("image", pictures[1]), ("text", "what?")), assistant("the cube")],
+        [user(("text", "what?")), assistant("the red cube")],
+        [user(("image", pictures[0]), ("audio", clip)), assistant("the cube"), user(("image", pictures[1])), assistant("a ball")],
+    ]
+    data = conversations(folder, tokenizer, rows, 8)
+    assert len(data) == 3
+    together, *others = [data[i] for i in range(3)]
+    alone = [ConversationDataset(data.rows.choose([i]), CONFIG, tokenizer, DataConfig())[0] for i in range(4)]
+    assert [e.input_ids for e in others] == [e.input_ids for e in alone[1:3]]
+    shared = alone[0].input_ids.index(tokenizer.image_end_id) + 1
+    assert together.branches[:shared] == [0] * shared and set(together.branches[shared:]) == {1, 2}
+    n_image, n_audio = CONFIG.vision_encoder.n_image_tokens, 7
+    for n in (1, 2):
+        places = [i for i, branch in enumerate(together.branches) if branch == n]
+        ids, mask = [together.input_ids[i] for i in places], [together.loss_mask[i] for i in places]
+        (own,) = [e for e in (alone[0], alone[3]) if e.input_ids[shared:] == ids]
+        assert own.loss_mask[shared:] == mask
+    starts = [start for start, _ in together.images]
+    assert len(starts) == 2 and all(together.input_ids[s : s + n_image] == [tokenizer.media_id] * n_image for s in starts)
+    ((start, length, _),) = together.clips
+    assert length == n_audio and together.input_ids[start : start + length] == [tokenizer.media_id] * length
+    batch = collate_conversations([together, alone[2]])
+    assert batch.branches.shape == batch.input_ids.shape and batch.branches[0].tolist() == together.branches[:-1]
+    eight_at_most, without_picture = (len(conversations(folder, tokenizer, some, 8)) for some in (9 * rows[:1], 2 * rows[2:3]))
+    assert eight_at_most == without_picture == 2
+
+
+def test_beside_others_a_conversation_that_does_not_fit_is_left_out_and_said(folder, tokenizer):
+    picture = folder.picture("p.png")
+    short = [user(("image", picture), ("text", "what?")), assistant("a ball")]
+    long = short + 60 * [user(("text", "what is this?")), assistant("the red cube")]
+    data = conversations(folder, tokenizer, [short, long, short], 8)
+    assert set(data[0].branches) == {0, 1, 2} and len(data.cut) == 1
+    assert len(conversations(folder, tokenizer, [long, long], 8)[0].images) == 0
+
+
 def test_conversations_of_text_alone_make_a_batch_with_empty_media(folder, tokenizer):
     batch = collate_conversations([conversations(folder, tokenizer, [[user(("text", "what?")), assistant("the cube")]])[0]])
     assert len(batch.pixels) == len(batch.image_slots) == len(batch.mel) == len(batch.mel_lengths) == len(batch.audio_slots) == 0
     assert batch.image_slots.shape == (0, 2) and batch.audio_slots.shape == (0, 3)
     assert batch.image_slots.dtype == batch.audio_slots.dtype == batch.mel_lengths.dtype == torch.long
+
+
+def test_both_sides_of_a_conversation_are_learned_where_a_row_says_so(folder, tokenizer):
+    row = {"messages": [user(("image", folder.picture("p.png")), ("text", "what?")), assistant("the cube")], "learn": "all"}
+    data = ConversationDataset(rows_of(folder.jsonl("m.jsonl", [row, row]), "messages"), CONFIG, tokenizer, DataConfig(side_by_side=8))
+    assert len(data) == 2 and data[0].loss_mask == [i != tokenizer.media_id for i in data[0].input_ids]
+
+
+def test_where_every_word_is_learned_a_long_text_counts_for_its_pieces(folder, tokenizer):
+    messages = 8 * [user(("text", "what is this?")), assistant("the red cube")]
+    rows = [{"messages": messages, "learn": "all"}, {"messages": messages}]
+    whole, replies = ConversationDataset(rows_of(folder.jsonl("m.jsonl", rows), "messages"), CONFIG, tokenizer, DataConfig())
+    n = len(whole.input_ids)
+    assert n > 2 * PIECE and whole.groups == [place // PIECE for place in range(n)]
+    assert set(replies.groups) == {0}
+    batch = collate_conversations([whole, replies])
+    shares = shares_in_groups(batch.labels != IGNORE, batch.groups)
+    torch.testing.assert_close(shares.sum(1), torch.tensor([-(-(n - 1) // PIECE), 1.0]))
 
 
 def test_what_does_not_fit_is_cut_and_said_once(folder, tokenizer, caplog):

@@ -14,8 +14,9 @@ from omni.config import ModelConfig
 from omni.data.datasets import slots_needed
 from omni.errors import DataError
 from omni.evaluation import asr
-from omni.evaluation.asr import Clip, asr_suite, evaluate_asr, evaluate_set, rates, spread, tune, voice_sets
+from omni.evaluation.asr import Clip, asr_suite, evaluate_asr, evaluate_set, rates, tune, voice_sets
 from omni.evaluation.judge import WHISPER_TINY
+from omni.evaluation.metrics import spread
 from omni.inference.omni import Omni
 from omni.omni_model import OmniModel
 from omni.tokenizer import BPETokenizer, train_tokenizer
@@ -158,7 +159,6 @@ def test_what_cannot_be_heard_is_one_clear_error(omni, clips, tmp_path):
 
 def test_the_recognizer_hears_the_same_clips(omni, clips, tmp_path, monkeypatch):
     heard = {str(clip.audio): clip.text.lower() for clip in clips}
-    judge = SimpleNamespace(hear=lambda sounds: [heard[str(sound)] for sound in sounds])
-    monkeypatch.setattr(asr, "find_judge", lambda name, environment: judge)
-    result = evaluate_asr(omni, {"tones": clips[:2]}, judge=tmp_path)
+    judge = SimpleNamespace(name=WHISPER_TINY, hear=lambda sounds: [heard[str(sound)] for sound in sounds])
+    result = evaluate_asr(omni, {"tones": clips[:2]}, judge=judge)
     assert result["ceilings"][WHISPER_TINY]["tones"]["wer"] == 0.0

@@ -28,6 +28,7 @@ def results(heard: float = 0.9) -> dict[str, Any]:
         "machine": {"device": "a CPU", "threads": 2, "torch": "2"},
         "voices": ["heart", "kathleen"],
         "parameters": {"thinker": 6_494_464, "everything": 19_999_999},
+        "megabytes": {"folder": 39.5, "talker, codec and vocoder": 12.0},
         "speed": {"answer": {"first_token_ms": 80.0, "reply": "Yes."}, "speech": {"real_time_factor": 0.05}},
         "forgetting": {},
         "suites": {
@@ -62,7 +63,7 @@ def test_headlines_name_figures_that_the_suites_have() -> None:
     measured = [line.path for line in HEADLINES if line.path.split(".")[1] in suites]
     assert measured and all(isinstance(find({"suites": suites}, path), float) for path in measured)
     assert len({line.path for line in HEADLINES}) == len(HEADLINES)
-    assert {line.path.split(".")[0] for line in HEADLINES} == {"suites", "speed", "parameters"}
+    assert {line.path.split(".")[0] for line in HEADLINES} == {"suites", "speed", "parameters", "megabytes"}
     assert find(results(), "suites.omni.metrics.heard.share") == 0.9 and find(results(), "suites.omni.metrics.no.share") is None
 
 
@@ -96,6 +97,8 @@ def elsewhere(tmp_path, monkeypatch, speaker) -> Path:
     }
     monkeypatch.setattr(evaluate, "SUITES", suites)
     monkeypatch.setattr(evaluate, "_answer", lambda omni: {"first_token_ms": 1.0})
+    monkeypatch.setattr("omni.evaluation.judge.find_judges", lambda environment: [])
+    (tmp_path / "checkpoints/omni-tiny").mkdir(parents=True)
     monkeypatch.setattr("omni.evaluation.speed.measure_speech", lambda omni, rounds: reporting.Headline("", "", 1.0))
     monkeypatch.setattr("omni.parameters.parameter_table", lambda model: type("Table", (), {"components": {"thinker": 1}, "additions": {}}))
     return tmp_path
@@ -121,6 +124,26 @@ def test_fast_is_for_a_look_and_overwrites_no_results(elsewhere, capsys) -> None
     assert json.loads(capsys.readouterr().out)["suites"]["tts"]["items"] == 3
     assert not (elsewhere / "results").exists()
     assert main(["eval", "all", "--fast", "--limit", "3"]) == 1 and "leave out --limit" in capsys.readouterr().err
+
+
+def test_a_suite_that_was_measured_is_not_measured_again_by_all_unless_something_changed(elsewhere, monkeypatch) -> None:
+    measured = []
+    for name, suite in evaluate.SUITES.items():
+        monkeypatch.setitem(evaluate.SUITES, name, lambda *given, name=name, suite=suite: measured.append(name) or suite(*given))
+    assert main(["eval", "tts"]) == main(["eval", "tts"]) == main(["eval", "all"]) == 0
+    assert measured == ["tts", "tts", "text", "asr", "vision", "codec", "omni"]
+    assert main(["eval", "all"]) == 0 and len(measured) == 7
+    (elsewhere / "checkpoints/omni-tiny/model.safetensors").write_bytes(b"others")
+    assert main(["eval", "all"]) == main(["eval", "all", "--limit", "3"]) == 0 and len(measured) == 7 + 12
+
+
+def test_what_is_missing_is_said_before_anything_is_measured(elsewhere, capsys, monkeypatch) -> None:
+    def missing(environment: Path | None) -> None:
+        raise DataError("no judge is here")
+
+    monkeypatch.setattr("omni.evaluation.judge.find_judges", missing)
+    monkeypatch.setattr(evaluate, "SUITES", {})
+    assert main(["eval", "all"]) == 1 and "no judge is here" in capsys.readouterr().err
 
 
 def test_before_is_read_before_hours_of_measuring(elsewhere, capsys) -> None:

@@ -102,15 +102,16 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         arguments += [f"--{name}", str(tmp_path / f"{name}.json")]
-    (tmp_path / "talker").mkdir()
-    (tmp_path / "talker/result.json").write_text(json.dumps({"steps": 6000, "seconds": 7200, "data": {"hours": 4.25}}))
+    for step, steps in (("talker", 6000), ("talker-tuned", 1000)):
+        (tmp_path / step).mkdir()
+        (tmp_path / step / "result.json").write_text(json.dumps({"steps": steps, "seconds": 7200, "data": {"hours": 4.25}}))
     (tmp_path / "page.md").write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n")
     monkeypatch.setattr("sys.argv", arguments)
     speech_lm_report.main()
     page = (tmp_path / "page.md").read_text()
     assert page.startswith("before\n") and page.endswith("behind\n") and "old" not in page
     assert "| heart | μOmni | 3 | 0.0 (0.0–0.0)" in page and "| kathleen | μOmni, greedy | 3 |" in page and "beam" not in page
-    assert re.search(r"Talker: says \| [\d,]+ \| 4.2 \| 6,000 \| 2.0 \|", page)
+    assert re.search(r"Talker: says \| [\d,]+ \| 4.2 \| 7,000 \| 4.0 \|", page)
     assert f"| {result['metrics']['parameters']:,} |" in page
     assert "AdamW alone ends its 600 updates at a training loss of 2.500, which Muon has after 100" in page
 

@@ -54,6 +54,8 @@ def test_every_voice_is_measured_beside_its_ceilings_and_controls(suite):
     assert kathleen["talker"]["seen_words"]["words"] == 12
     assert kathleen["talker_where_recorded"]["short"]["items"] == 2
     assert kathleen["repeated"] == {"items": 3, "same": 3, "identical": True}
+    assert kathleen["over_recordings"] == {"short": {"items": 2, "whisper-base": {"points": 0.0, "points_95": [0.0, 0.0]}}}
+    assert kathleen["replies"] == {"items": 0}  # of so few words no reply can be made
     assert kathleen["early_stops"] == 0
     assert kathleen["real_time_factor"] > 0
     assert result["baselines"]["kathleen"]["swapped_text"]["short"]["whisper-base"]["wer"] > 0.8
@@ -67,6 +69,22 @@ def test_a_voice_without_recordings_has_no_ceiling(suite, speaker, tmp_path):
     assert result["ceilings"]["joe"] == {}
     assert "talker_where_recorded" not in result["metrics"]["joe"]
     assert evaluate_ceilings(speaker, "joe", [], tmp_path, Examination([], KNOWN)) == {}
+
+
+def test_replies_are_of_sixty_words_and_cut_ones_are_counted(speaker, sentences, told_judge):
+    many = [Sentence(f"s{i}", TEXTS[i % 2], "novels", len(TEXTS[i % 2].split())) for i in range(26)]
+    wanted = [" ".join(TEXTS[i % 2] for i in range(start, start - 11, -1)) for start in (25, 14)]
+    found = tts.evaluate_replies(speaker, "joe", many, Examination([told_judge([wanted[0], "A cat"])], KNOWN))
+    assert found["items"] == 2 and found["words"] == 2 * 60 + 1 and found["cut"] == 1
+    assert 0.4 < found["whisper-base"]["wer"] < 0.6
+
+
+def test_points_over_other_sounds_are_counted_sentence_by_sentence(sentences):
+    exam = Examination([], KNOWN)
+    found = exam.points_over(
+        sentences, {"x": ["a cat sat on the", "nothing", "it looked at them"]}, {"x": [TEXTS[0], TEXTS[1], "it looked"]}
+    )
+    assert found["short"]["items"] == 3 and found["short"]["x"]["points"] == round(100 * (1 + 5 - 2) / 15, 4)
 
 
 def test_words_that_were_not_heard_are_counted_by_whether_they_are_known(sentences, told_judge):

@@ -8,7 +8,7 @@ import torch
 
 from omni.chat import Rendered
 from omni.inference import engine as engine_module
-from omni.inference.engine import Prompt
+from omni.inference.engine import Draft, Prompt
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.tokenizer import SPECIAL_TOKENS
@@ -166,3 +166,15 @@ def test_a_closed_stream_is_over(omni, prompts):
 
 def test_no_prompt_gives_no_reply(omni):
     assert omni.engine.generate([], Sampling()) == []
+
+
+def test_a_reply_does_not_end_before_it_may(omni):
+    logits = torch.zeros(omni.tokenizer.vocab_size)
+    logits[omni.tokenizer.end_id] = 9.0
+    draft = Draft(8, Sampling(min_new_tokens=3), omni.tokenizer)
+    for n in range(3):
+        assert (draft.stopped, len(draft.ids)) == (None, n)
+        draft.choose(logits)
+    draft.choose(logits)
+    assert (draft.stopped, len(draft.ids)) == ("end", 3)
+    assert omni.tokenizer.end_id not in draft.ids

@@ -70,6 +70,7 @@ WRONG = [
     {"repetition_penalty": 0},
     {"seed": -1},
     {"max_new_tokens": 0},
+    {"min_new_tokens": -1},
     {"stop": "text"},
     {"stop": ("",)},
 ]

@@ -34,7 +34,7 @@ def test_so_many_frames_are_so_many_seconds(omni):
 def test_greedy_codes_are_those_of_full_passes(own_omni):
     for p in own_omni.model.talker.transformer.parameters():
         if p.dim() > 1:
-            p.data *= 4.0  # what was said before matters much
+            p.data *= 8.0  # what was said before matters much
     for text, speech in zip(TEXTS, own_omni.speaker.say(TEXTS, "bob", GREEDY), strict=True):
         reply = render_reply(text, own_omni.tokenizer)
         ids, chars, tokens = (torch.tensor([x]) for x in (reply.input_ids, reply.char_ids, reply.char_tokens))
@@ -43,7 +43,7 @@ def test_greedy_codes_are_those_of_full_passes(own_omni):
         out = own_omni.model.talker(speech.codes[None], conditioning, own_omni.model.talker.durations(conditioning))
         assert torch.equal(out.first[0].argmax(-1), speech.codes[:, 0])
         assert torch.equal(out.rest[0].argmax(-1), speech.codes[:, 1:])
-        assert len(speech.codes.unique(dim=0)) > 1
+        assert len(speech.codes.unique(dim=0)) > 2
 
 
 def test_a_codec_gone_wild_does_not_make_nan(own_omni):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from omni.nn.attention import QUERIES, attention
 from omni.nn.kv_cache import KVCache
 from omni.nn.moe import MixtureOfExperts, Routing, load_balance_loss
-from omni.nn.transformer import Attention, RMSNorm, SwiGLU, Transformer, TransformerShape, rotate, rotation
+from omni.nn.transformer import Attention, RMSNorm, SwiGLU, Transformer, TransformerShape, places_in_branches, rotate, rotation
 
 torch.set_num_threads(1)
 
@@ -132,6 +132,22 @@ def test_the_order_of_the_past_matters():
     model, x = transformer(), torch.randn(1, 6, 32)
     swapped = x[:, [1, 0, 2, 3, 4, 5]]
     assert (model(x)[:, 5] - model(swapped)[:, 5]).abs().max() > 1e-3
+
+
+def test_branches_go_on_from_what_they_share_as_if_they_were_alone():
+    model = transformer()
+    shared, ways, alone = torch.randn(5, 32), [torch.randn(n, 32) for n in (4, 1, 6)], torch.randn(3, 32)
+    rows = torch.nn.utils.rnn.pad_sequence([torch.cat([shared, *ways]), alone], batch_first=True)
+    branches = torch.tensor([[0] * 5 + [1] * 4 + [2] + [3] * 6, [0] * 16])
+    assert places_in_branches(branches)[0].tolist() == [*range(9), 5, *range(5, 11)]
+    out = model(rows, branches=branches)
+    torch.testing.assert_close(out[1, :3], model(alone[None])[0])
+    start = 5
+    for way in ways:
+        expected = model(torch.cat((shared, way))[None])[0]
+        torch.testing.assert_close(out[0, :5], expected[:5])
+        torch.testing.assert_close(out[0, start : start + len(way)], expected[5:])
+        start += len(way)
 
 
 def test_a_bidirectional_stack_looks_both_ways_but_not_at_padding():

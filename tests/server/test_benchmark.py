@@ -37,6 +37,7 @@ def test_the_load_is_measured_and_nothing_is_lost_or_mixed_up(checkpoint: Path, 
         assert load["clients"] == clients
         assert load["asked"] == load["whole"] > 0
         assert load["first_ms"] > 0
+        assert name.startswith("spoken") or load["tokens_per_s"] * load["seconds"] == pytest.approx(64 * load["whole"], rel=0.05)
         assert name.startswith("spoken") or load["as_alone"] >= 0.99 * load["whole"] or load["largest_gap"] < 1e-3
     assert metrics["say_first_audio_ms"] > 0
     assert metrics["many"]["tokens_per_s"] > 0

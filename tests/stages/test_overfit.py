@@ -122,7 +122,7 @@ def test_instruction_tuning_answers_its_pictures_and_clips_and_not_others(nano_r
 
     def prompt(example: Any) -> tuple[int, ...]:
         """What the Thinker reads before its reply, media aside."""
-        return tuple(example.rendered.input_ids[: example.rendered.loss_mask.index(True)])
+        return tuple(example.input_ids[: example.loss_mask.index(True)])
 
     train = stage.build_data().train
     heard = [e for e in (train[i] for i in range(len(train))) if e.clips and not e.images]

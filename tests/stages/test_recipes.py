@@ -99,7 +99,7 @@ def test_the_command_shows_minutes_of_everything_and_measures_again_without_trai
     assert [row["stage"] for row in found["stages"]] == ["data", *recipes.POCKET_STAGES, "measuring"]
     assert found["minutes"] == pytest.approx(sum(row["seconds"] for row in found["stages"]) / 60, abs=0.1)
     assert found["measured"]["scenes"]["typed"]["items"] == 4 and found["measured"]["speech"] is None
-    assert "its speech goes unjudged: whisper-base is not in elsewhere" in err
+    assert "its speech will go unjudged: whisper-base is not in elsewhere" in err
     monkeypatch.setattr(recipes, "train", lambda stage: pytest.fail("trained again"))
     assert main(command) == 0
     shown = capsys.readouterr().out

@@ -61,7 +61,7 @@ def work(tmp_path, world, data, monkeypatch) -> Path:
     monkeypatch.setattr(extras, "SIZES", dict.fromkeys(extras.SIZES, 4))
     folder = tmp_path / "work"
     questions = [row["text"] for row in data_release.read_jsonl(world / "speech.jsonl") if row["audio"].startswith("speech/question-")]
-    for engine in ("espeak", "flite", "piper", "teacher", "cast", "questions/flite", "questions/piper", "questions/cast"):
+    for engine in ("espeak", "flite", "piper", "teacher", "cast", "told", "questions/flite", "questions/piper", "questions/cast"):
         path = folder / f"voices/{engine}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = ["A table for two, please.", "I want a table for a people.", "Only the dev file says this sentence."] * 3
@@ -122,7 +122,7 @@ def test_a_conversation_is_about_the_picture_and_the_sound_that_it_holds(data, w
         if row["kind"] == "image_qa"
     }
     said: dict[str, set[str]] = {}
-    for name in release.ALOUD:
+    for name in {*release.ALOUD, *release.TRANSCRIBED}:
         for row in release._reader(name, release.Folders(data, work)):
             said.setdefault(row["audio"], set()).add(row["text"])
     checked = 0
@@ -217,19 +217,39 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
     ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
 
-    for step in ("codec", "vocoder", "talker", "audio-told", "sft-cls", "sft", "sft-seeing", "sft-hearing", "talker-tuned"):
+    (work / "voices/told.jsonl").unlink()  # to be said by the Talker
+    for step in (
+        "codec",
+        "vocoder",
+        "talker",
+        "audio-told",
+        "sft-cls",
+        "sft",
+        "sft-seeing",
+        "sft-hearing",
+        "sft-remembering",
+        "vision-heads",
+        "talker-tuned",
+    ):
         row = release.train_step(step, data, work)
     seen, other = load_model(work / "vision-more").config.vision_encoder, load_model(work / "sft-cls").config.vision_encoder
     assert seen.image_tokens == "grid" and other == seen.model_copy(update={"image_tokens": "cls"})
     assert row["step"] == "talker-tuned"
     told = list(data_release.read_jsonl(work / "voices/told.jsonl"))
     assert [row["speaker"] for row in told] == [*release.TOLD_BY] and all((work / "voices" / row["audio"]).exists() for row in told)
-    encoder, tuned = (load_model(work / step).tensors for step in ("audio-told", "sft-hearing"))
+    encoder, tuned = (load_model(work / step).tensors for step in ("audio-told", "sft-remembering"))
     assert all(torch.equal(tuned[name], tensor) for name, tensor in encoder.items())  # frozen: CTC is what it was
+    start, hearing, chat = (
+        load_model(work / step).tensors["thinker.tok_emb.weight"].float() for step in ("data/sft-remembering.start", "sft-hearing", "chat")
+    )
+    assert not torch.equal(hearing, chat)
+    torch.testing.assert_close(start, 0.8 * hearing + 0.2 * chat, rtol=0.01, atol=1e-4)
+    heads = load_model(work / "vision-heads").tensors
+    assert all(torch.equal(heads[name], tensor) for name, tensor in tuned.items() if name in heads)  # for what there is, as it is
     release.publish(work, tmp_path / "whole")
     whole = load_model(tmp_path / "whole")
     assert set(whole.components) == {*COMPONENTS, "contrastive"}
-    for step, name in (("sft-hearing", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-more", "contrastive")):
+    for step, name in (("sft-remembering", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-heads", "contrastive")):
         source = load_model(work / step).tensors
         assert all(torch.equal(whole.tensors[key], source[key].bfloat16()) for key in source if key.startswith(f"{name}."))
     monkeypatch.setattr(release, "MOST_BYTES", 1000)

@@ -40,6 +40,23 @@ def test_next_token_loss_is_plain_cross_entropy(monkeypatch: pytest.MonkeyPatch,
     torch.testing.assert_close(got, (hidden.grad, weight.grad))
 
 
+def test_next_token_loss_of_groups_counts_every_group_the_same() -> None:
+    hidden, weight, labels = example()
+    groups = torch.tensor([[0] * 6 + [1] * 6, [0] * 12])
+    term = next_token_loss(hidden, weight, labels, groups=groups)
+    term.sum.backward()
+    got = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    pieces = (hidden[0, :6], labels[0, :6]), (hidden[0, 6:], labels[0, 6:]), (hidden[1], labels[1])  # of the first, one is learned
+    expected = sum((F.cross_entropy(h @ weight.T, y) for h, y in pieces), torch.zeros(()))
+    expected.backward()
+    torch.testing.assert_close(term.sum, expected)
+    assert term.count == 3
+    torch.testing.assert_close(got, (hidden.grad, weight.grad))
+    nothing = next_token_loss(hidden, weight, torch.full_like(labels, -100), groups=groups)
+    assert (nothing.sum, nothing.count) == (0.0, 0)
+
+
 def test_next_token_loss_never_holds_all_logits() -> None:
     hidden, weight, labels = example(vocabulary=32_000, positions=600)
 

@@ -47,7 +47,9 @@ class _Synthesizer:
         try:
             import espeakng_loader
         except ImportError:
-            raise DataError('the pocket world\'s voices need espeak-ng; install it with: pip install "muomni[train]"') from None
+            raise DataError(
+                "the pocket world's voices need espeak-ng; install it with: pip install -c constraints.txt -e .[train]"
+            ) from None
         self._data = espeakng_loader.get_data_path()
         self._folder = tempfile.TemporaryDirectory()
         self._path = shutil.copy(espeakng_loader.get_library_path(), self._folder.name)

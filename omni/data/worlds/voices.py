@@ -132,7 +132,7 @@ def synthesize(clips: list[Clip], out: Path, data: Path, on_progress: Callable[[
             if path.suffix == ".flac":
                 soundfile.write(part, wave, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
             else:
-                soundfile.write(part, wave, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.9)
+                soundfile.write(part, wave, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS", compression_level=0.96)
             part.replace(path)
         if number % 500 == 499:
             on_progress(f"{engine}: {number + 1} of {len(clips)} clips")

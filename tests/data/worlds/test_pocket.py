@@ -170,7 +170,7 @@ def test_a_complete_world_is_left_alone(world: World) -> None:
 def test_a_folder_with_another_world_and_an_unknown_size_are_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds another pocket world \(size test, seed 0.*choose another folder"):
         generate_pocket(world.folder, "test", seed=5)
-    with pytest.raises(ConfigError, match="no pocket world of size 'huge'; known: test, nano, tiny"):
+    with pytest.raises(ConfigError, match="no pocket world of size 'huge'; known: test, nano, tiny, release"):
         generate_pocket(tmp_path, "huge")
 
 

@@ -54,6 +54,6 @@ def test_what_cannot_be_said_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -
         speak("...", Voice("en-us"))
     speech._synthesizer.cache_clear()
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(DataError, match=r'pip install "muomni\[train\]"'):
+    with pytest.raises(DataError, match=r"pip install -c constraints.txt -e .\[train\]"):
         speak("Hello.", Voice("en-us"))
     speech._synthesizer.cache_clear()

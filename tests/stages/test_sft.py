@@ -1,0 +1,34 @@
+"""Instruction tuning: conversations side by side are what they are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from omni.config import RunConfig
+from omni.omni_model import OmniModel
+from omni.stages import STAGES
+
+
+def test_conversations_side_by_side_cost_what_they_cost_apart(nano_run: Callable[..., RunConfig], trained: Callable[[str], str]) -> None:
+    run = nano_run("sft", "conversations", init_from=(trained("text"), trained("audio"), trained("vision")))
+    scores, totals, sizes = [], [], []
+    model: OmniModel | None = None
+    for together in (1, 8):
+        stage: Any = STAGES["sft"](run.model_copy(update={"data": run.data.model_copy(update={"side_by_side": together})}))
+        splits = stage.build_data()
+        model = model or stage.build_model().eval()
+        examples = [splits.train[i] for i in range(len(splits.train))]
+        batches = [splits.collate(examples[at : at + 8]) for at in range(0, len(examples), 8)]
+        with torch.no_grad():
+            terms = [stage.loss(model, batch, None)["loss"] for batch in batches]
+            scores.append(stage.evaluate(model, batches))
+        assert [term.count for term in terms] == [stage.counts(batch)["loss"] for batch in batches]
+        totals.append((float(sum(term.sum for term in terms)), sum(term.count for term in terms)))
+        sizes.append(len(examples))
+    assert sizes[1] < sizes[0] == totals[0][1] == totals[1][1]
+    assert totals[0][0] == pytest.approx(totals[1][0], rel=1e-4)
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
