@@ -42,10 +42,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> BPETokenizer:
     return train_tokenizer([WORDS] * 20, CONFIG.thinker.vocab_size, tmp_path_factory.mktemp("tokenizer") / "tokenizer.model")
 
 
-def make_omni(tokenizer: BPETokenizer) -> Omni:
+def make_omni(tokenizer: BPETokenizer, config: ModelConfig = CONFIG) -> Omni:
     """Random, with weights large enough that every input matters; the Thinker's vocabulary is larger than the tokenizer's."""
     torch.manual_seed(0)
-    model = OmniModel(CONFIG).eval()
+    model = OmniModel(config).eval()
     for p in model.parameters():
         if p.dim() > 1 and p.requires_grad:
             p.data *= 4.0
@@ -68,8 +68,12 @@ def own_omni(tokenizer: BPETokenizer) -> Omni:
 
 @pytest.fixture(scope="session")
 def checkpoint(omni: Omni, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    save_model(folder, omni.model.tensors(), CONFIG, omni.model.components, omni.tokenizer.serialized)
+    return save(omni, tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+def save(omni: Omni, folder: Path) -> Path:
+    """The folder of a model that is saved whole."""
+    save_model(folder, omni.model.tensors(), omni.model.config, omni.model.components, omni.tokenizer.serialized)
     return folder
 
 
