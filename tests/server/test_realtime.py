@@ -49,8 +49,8 @@ def converse(server: Served, talk: Callable[[AsyncRealtimeConnection], Coroutine
 
 async def say(connection: AsyncRealtimeConnection, data: bytes, pace: float = 0.0) -> None:
     """Send sound in pieces of 40 ms."""
-    for start in range(0, len(data), 1920):
-        await connection.input_audio_buffer.append(audio=base64.b64encode(data[start : start + 1920]).decode())
+    for at in range(0, len(data), 1920):
+        await connection.input_audio_buffer.append(audio=base64.b64encode(data[at : at + 1920]).decode())
         await asyncio.sleep(pace * 0.04)
 
 
