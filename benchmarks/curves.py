@@ -3,7 +3,8 @@
     python benchmarks/curves.py runs/release --steps text chat audio vision --hardware "one core of …" --out docs/training
 
 writes docs/training.md (a table, and the picture), docs/training.svg (the curves) and docs/training.json: of every step its data, updates, seconds
-and final scores, the training loss (a mean over each of 100 stretches) and every validation score.
+and final scores, the training loss (a mean over each of 100 stretches) and every validation score. What is no longer in a run folder stays as the
+JSON had it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ def read(folder: Path) -> dict[str, Curve]:
             stretches = [points[i : i + size] for i in range(0, len(points), size)]
             curves[name] = [(s[-1][0], round(mean(v for _, v in s), 4)) for s in stretches]
     return curves
+
+
+def step_of(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """What a run folder tells of its step; the rest is `known`."""
+    result = folder / "result.json"
+    told = json.loads(result.read_text()) if result.exists() else {}
+    return known | told | ({"curves": read(folder)} if (folder / "tensorboard").exists() else {})
 
 
 def panel(title: str, curves: dict[str, Curve], left: int, top: int) -> list[str]:
@@ -102,12 +110,11 @@ def main() -> None:
     parser.add_argument("--hardware", required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    folders = {step: arguments.work / step for step in arguments.steps}
-    steps: dict[str, Any] = {
-        name: json.loads((path / "result.json").read_text()) | {"curves": read(path)} for name, path in folders.items()
-    }
-    arguments.out.with_suffix(".json").write_text(json.dumps({"hardware": arguments.hardware, "steps": steps}) + "\n")
-    arguments.out.with_suffix(".svg").write_text(draw({name: step["curves"] for name, step in steps.items()}))
+    out = arguments.out.with_suffix(".json")
+    known: dict[str, Any] = json.loads(out.read_text())["steps"] if out.exists() else {}
+    steps = {name: step_of(arguments.work / name, known.get(name, {})) for name in arguments.steps}
+    out.write_text(json.dumps({"hardware": arguments.hardware, "steps": steps}) + "\n")
+    arguments.out.with_suffix(".svg").write_text(draw({name: step["curves"] for name, step in steps.items() if "curves" in step}))
     arguments.out.with_suffix(".md").write_text(page(steps, arguments.hardware, arguments.out.with_suffix(".svg").name))
 
 

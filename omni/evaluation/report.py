@@ -44,7 +44,7 @@ class Headline:
 
 
 HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine. It has not
-heard ked, Kokoro-82M's voices michael and emma, and espeak-ng's f5, f1 and m1, which ask as well: every voice has its own rows in RESULTS.md."""
+heard ked, Kokoro-82M's voices michael and emma, and espeak-ng's f5, max and Andrea, which ask as well: every voice has its own rows in RESULTS.md."""
 OMNI, FORGOTTEN = "suites.omni.metrics", "forgetting"
 HEADLINES = (
     Headline("spoken question about an unseen scene, spoken answer: right as Whisper base hears it", f"{OMNI}.heard.share", least=0.8),

@@ -32,7 +32,7 @@ import soxr
 
 from omni.audio import load_audio
 from omni.data import release
-from omni.data.worlds.pocket import HELD_OUT_VOICES, TRAINING_VOICES
+from omni.data.worlds.pocket import TRAINING_VOICES
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import DataError
 
@@ -42,6 +42,11 @@ HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
 QUESTION_TAKES = {"flite": 12, "piper": 3, "cast": 1}  # of every question about a picture, for training
 QUESTION_ENGINES = ("festival", "kokoro", "espeak")  # those that ask the held-out ones
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
+ASKING_VOICES = (
+    "en-us+f5",
+    "en-us+max",
+    "en-us+Andrea",
+)  # espeak-ng's held-out ones: no training voice is one of these speakers with another accent
 FLITE_VOICES = ("rms", "awb")
 TEACHER_VOICE = "af_heart"
 CAST_VOICES = ("af_bella", "af_nicole", "am_fenrir", "bm_george")
@@ -98,7 +103,7 @@ def held_out_clips(data: Path, engine: str) -> list[Clip]:
 def question_clips(questions: Iterable[str], engine: str, *, held_out: bool) -> list[Clip]:
     """Questions about pictures: for training several takes of each, the engine's voices taking turns; held out, one by each of its voices."""
     if held_out:
-        voices = HELD_OUT_VOICES if engine == "espeak" else VOICES[engine]
+        voices = ASKING_VOICES if engine == "espeak" else VOICES[engine]
         return _clips(engine, voices, [text for text in questions for _ in voices], "heldout")
     return _clips(engine, VOICES[engine], [text for text in questions for _ in range(QUESTION_TAKES[engine])], "train")
 
