@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omni.config import ModelConfig, parse
+from omni.config import ModelConfig, parse, released
 from omni.errors import CheckpointError
 
 FORMAT = 1
@@ -245,8 +245,9 @@ def _and_more(names: list[str]) -> str:
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The model folder that `folder` stands for: itself, or the best of a training run, or else its latest. Raises CheckpointError."""
-    folder = Path(folder)
+    """The model folder that `folder` stands for: itself (be it by another name of the released model), or the best of a training run, or else
+    its latest. Raises CheckpointError."""
+    folder = released(folder)
     for candidate in (folder, folder / "best", latest(folder)):
         if candidate is not None and candidate.is_dir():
             _complete(candidate)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from omni.cli.output import note, print_json
+from omni.cli.output import make_folder, note, print_json
 from omni.config import DEFAULT_CHECKPOINT
 from omni.errors import ConfigError, OmniError
 
@@ -35,15 +35,17 @@ def demo(
         typer.Option(help="folder of the spoken answer, and of data and model; default runs/demo, from nothing runs/pocket-nano"),
     ] = None,
     ckpt: Annotated[Path | None, typer.Option(help=f"checkpoint folder; default {DEFAULT_CHECKPOINT}")] = None,
-    seed: Annotated[int, typer.Option(help="from nothing: seed of world and training")] = 0,
+    seed: Annotated[int | None, typer.Option(help="from nothing: seed of world and training; default 0")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what came out as one JSON object")] = False,
 ) -> None:
     """Ask a model by voice about a picture, and let it answer aloud."""
     if from_nothing:
         if ckpt is not None:
             raise ConfigError("--from-nothing trains its own model; leave out --ckpt")
-        _from_nothing(out or Path("runs/pocket-nano"), seed, as_json)
+        _from_nothing(out or Path("runs/pocket-nano"), seed or 0, as_json)
     else:
+        if seed is not None:
+            raise ConfigError("--seed belongs to --from-nothing; the released model is what it is")
         _released(out or Path("runs/demo"), ckpt, as_json)
 
 
@@ -56,9 +58,9 @@ def _released(out: Path, ckpt: Path | None, as_json: bool) -> None:
     from omni.evaluation.scenes import asked_scenes, question_voices, scene_questions
     from omni.inference.omni import Omni
 
+    make_folder(out)
     omni, asked = Omni.from_pretrained(ckpt), asked_scenes(1)
     (question,) = scene_questions(asked, question_voices())
-    out.mkdir(parents=True, exist_ok=True)
     render(asked[0].scene).save(out / "scene.png")
     rate_hz = omni.model.config.audio.sample_rate_hz
     save_audio(out / "question.wav", load_audio(question.spoken, rate_hz), rate_hz)
@@ -73,6 +75,7 @@ def _from_nothing(out: Path, seed: int, as_json: bool) -> None:
     from omni.inference.omni import Omni
     from omni.stages.recipes import run_pocket
 
+    make_folder(out)
     start = time.monotonic()
     run_pocket("nano", out, seed=seed, on_event=note)
     note(f"trained in {time.monotonic() - start:.0f} s\n")

@@ -149,12 +149,14 @@ def evaluate(
         raise ConfigError(f"no suite {suite!r}; known: {', '.join(SUITES)}, {ALL}")
     if suite != ALL and (fast or before is not None):
         raise ConfigError(f"--fast and --before belong to the suite {ALL}")
-    if fast and limit is not None:
-        raise ConfigError("--fast sets a limit for every suite; leave out --limit")
+    if fast and (limit is not None or before is not None):
+        raise ConfigError("--fast looks at a few items of every suite; leave out --limit and --before")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out}: is a folder; name a file to write into")
     model, chosen = _load(suite, checkpoint, device), Settings(data, limit, baseline, judge)
     result = _all(model, chosen, fast, before) if suite == ALL else _measure(suite, model, chosen)
     if suite == ALL and not fast and limit is None:  # a quick look overwrites no results
-        out = out or Path("results") / f"{(checkpoint or Path(DEFAULT_CHECKPOINT)).name}.json"
+        out = out or Path("results") / f"{model.folder.name}.json"
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
@@ -168,14 +170,16 @@ def evaluate(
 
 
 def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:
-    """The suite's result, which is kept in the runs folder; unless `again`, one that the same code measured there with the same weights and settings is
-    taken: a suite may take hours."""
+    """The suite's result, which is kept in the runs folder; unless `again`, one is taken that the same code measured there on the same items with the same
+    weights and settings: a suite may take hours."""
     from omni.checkpoint import write_json
     from omni.evaluation.judge import runs_folder
 
-    digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.baseline))).encode())
-    for file in (*sorted(model.folder.glob("*")), *sorted(Path(omni.__file__).parent.rglob("*.py"))):
-        digest.update(file.read_bytes() if file.is_file() else b"")
+    digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.baseline), str(chosen.judge))).encode())
+    weights = (file for kind in ("*.json", "*.safetensors", "*.model") for file in model.folder.glob(kind))
+    items = (file for folder in (chosen.data, Path("evaluation_data")) for file in folder.rglob("*.jsonl*"))
+    for file in (*sorted(weights), *sorted(items), *sorted(Path(omni.__file__).parent.rglob("*.py"))):
+        digest.update(file.read_bytes())
     kept = runs_folder() / "evaluated" / f"{suite}-{digest.hexdigest()[:16]}.json"
     if not again and kept.exists():
         note(f"suite {suite}: measured before ({kept})")
@@ -189,12 +193,17 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
 def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[str, Any]:
     """Every suite, sizes, speed, memory, and what tuning made worse. What is soon measured comes first, and what is missing is found before hours
     of measuring."""
+    from omni.evaluation.codec import check_packages
     from omni.evaluation.judge import find_judges
     from omni.evaluation.report import KEPT, forgotten
     from omni.evaluation.speed import measure_speech
+    from omni.omni_model import COMPONENTS, MORE_COMPONENTS
     from omni.parameters import parameter_table
 
     earlier = {name: read_json(before / f"{name}.json") for name in KEPT} if before is not None else {}
+    for name in (*COMPONENTS, *MORE_COMPONENTS):
+        getattr(omni.model, name)  # says what the checkpoint lacks
+    check_packages()
     find_judges(chosen.judge)
     speed = {"answer": _answer(omni), "speech": vars(measure_speech(omni, rounds=3 if fast else 10))}
     suites = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from omni.cli.output import note, print_json
+from omni.cli.output import make_folder, note, print_json
 from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM
 from omni.errors import ConfigError, DataError, OmniError
 
@@ -133,14 +133,6 @@ def _in_batches(rows: Sequence[Row], batch_size: int, work: Callable[[Sequence[R
             yield from zip(batch, results, strict=True)
 
 
-def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be made a folder: {error.strerror}") from None
-    return path
-
-
 def _fail(failed: int, total: int, what: str) -> None:
     """Raises DataError if any failed; each has had its own line."""
     if failed:
@@ -157,7 +149,9 @@ def _note_reply(reply: Reply, prefix: str = "") -> None:
     for notice in reply.notices:
         note(f"notice: {prefix}{notice}")
     if reply.stopped == "limit":
-        note(f"notice: {prefix}the reply was cut at the limit of its length (--max-new-tokens, or the context)")
+        from omni.inference.omni import CUT_OFF
+
+        note(f"notice: {prefix}{CUT_OFF}")
 
 
 def ask(
@@ -213,7 +207,7 @@ def _ask_rows(
     omni = load()
     if out_dir is not None:
         omni.speaker.voice_id(voice)
-        _folder(out_dir)
+        make_folder(out_dir)
 
     def answer(batch: Sequence[Row]) -> list[Reply]:
         prompts = []
@@ -297,7 +291,7 @@ def _say_rows(
     voices = {row["id"]: row.get("voice") or voice for row in rows}
     for name in voices.values():
         omni.voice_id(name)
-    _folder(out_dir)
+    make_folder(out_dir)
 
     def speak(batch: Sequence[Row]) -> list[tuple[Speech, float]]:
         start = time.monotonic()
@@ -385,7 +379,8 @@ def _each(files: list[Path], work: Callable[[Path], str], as_json: bool) -> None
     _fail(failed, len(files), "files")
 
 
-CHAT_HELP = "/image F   /audio F   /voice NAME   /save F (.json: the conversation; .wav or .flac: the last answer, spoken)   /reset   /quit"
+CHAT_HELP = """/image F and /audio F go with the next message (Enter alone sends them); /drop leaves them out
+/voice NAME   /save F (.json: the conversation; .wav or .flac: the last answer, spoken)   /reset   /quit"""
 
 
 def chat(
@@ -410,7 +405,7 @@ def chat(
     if voice is not None:
         omni.speaker.voice_id(voice)
     if audio_out is not None:
-        _folder(audio_out)
+        make_folder(audio_out)
     conversation = Conversation(omni, sampling)
     note(CHAT_HELP)
     while True:
@@ -419,6 +414,9 @@ def chat(
         except (EOFError, KeyboardInterrupt):
             note("")
             return
+        except UnicodeDecodeError as error:
+            note(f"error: not text: {error}")
+            continue
         command, _, value = line.partition(" ")
         value = value.strip()
         try:
@@ -428,6 +426,8 @@ def chat(
                 conversation.reset()
             elif command in ("/image", "/audio"):
                 conversation.attach(command[1:], value)
+            elif command == "/drop":
+                conversation.detach()
             elif command == "/voice":
                 omni.speaker.voice_id(value)
                 voice = value
@@ -435,24 +435,33 @@ def chat(
                 _save(conversation, value, voice)
             elif command.startswith("/"):
                 note(CHAT_HELP)
-            elif line:
-                _exchange(conversation, line)
-                if audio_out is not None and conversation.last_reply.strip():
-                    _save_speech(
-                        omni.say(conversation.last_reply, voice, sampling=sampling), audio_out / f"{conversation.n_replies:03d}.wav"
-                    )
+            elif line or conversation.attached:
+                _exchange(conversation, line, audio_out, voice)
         except OmniError as error:
             note(f"error: {error}")
+            if conversation.attached:
+                note(f"still attached: {', '.join(conversation.attached)} (/drop leaves them out)")
         except KeyboardInterrupt:
-            note("\n(broken off; nothing of it is remembered)")
+            note("\n(broken off)")
 
 
-def _exchange(conversation: Conversation, line: str) -> None:
-    for piece in conversation.send(line):
-        print(piece, end="", flush=True)
-    print(flush=True)
+def _exchange(conversation: Conversation, line: str, audio_out: Path | None, voice: str | None) -> None:
+    """One message and its answer, printed as it comes and spoken into the folder `audio_out`. Ctrl-C breaks off either."""
+    try:
+        for piece in conversation.send(line):
+            print(piece, end="", flush=True)
+        print(flush=True)
+    except KeyboardInterrupt:
+        note("\n(broken off; nothing of it is remembered)")
+        return
     for notice in conversation.notices:
         note(f"notice: {notice}")
+    if audio_out is not None and conversation.last_reply.strip():
+        try:
+            speech = conversation.omni.say(conversation.last_reply, voice, sampling=conversation.sampling)
+            _save_speech(speech, audio_out / f"{conversation.n_replies:03d}.wav")
+        except KeyboardInterrupt:
+            note("(not spoken)")
 
 
 def _save(conversation: Conversation, file: str, voice: str | None) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Any
+
+from omni.errors import DataError
 
 
 def print_json(value: Any) -> None:
@@ -16,6 +19,15 @@ def print_json(value: Any) -> None:
 def note(text: str) -> None:
     """One line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def make_folder(path: Path) -> Path:
+    """A folder to write into. Raises DataError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be made a folder: {error.strerror}") from None
+    return path
 
 
 def log_to_stderr() -> None:

@@ -12,7 +12,9 @@ from omni.config import STAGES as STAGE_NAMES
 from omni.config import load_run
 from omni.errors import ConfigError
 
-RECIPES = ("pocket", "release")
+FLAGS = {"pocket": ("preset", "out", "seed", "judge"), "release": ("stage", "data", "out", "seed", "publish", "model")}
+RECIPES = tuple(FLAGS)
+SETTINGS = "its settings are in the file of --config, or dotted (out_dir=…, train.seed=…)"
 
 
 def register(app: typer.Typer) -> None:
@@ -25,28 +27,33 @@ def train(
     target: Annotated[str, typer.Argument(help=f"a stage ({', '.join(STAGE_NAMES)}) or a recipe ({', '.join(RECIPES)})")],
     overrides: Annotated[list[str] | None, typer.Argument(help="dotted settings of a stage, such as train.steps=100")] = None,
     config: Annotated[Path | None, typer.Option(help="run configuration of a stage (JSON)")] = None,
-    preset: Annotated[str, typer.Option(help="model size of recipe pocket")] = "tiny",
+    preset: Annotated[str | None, typer.Option(help="model size of recipe pocket; default tiny")] = None,
     stage: Annotated[str | None, typer.Option(help="one stage of recipe release")] = None,
-    data: Annotated[Path, typer.Option(help="folder of `muomni data get`, for recipe release")] = Path("data"),
+    data: Annotated[Path | None, typer.Option(help="folder of `muomni data get`, for recipe release; default data")] = None,
     out: Annotated[
         Path | None, typer.Option(help="folder of a recipe's data, runs and model; default runs/pocket-PRESET, runs/release")
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of a recipe")] = 0,
+    seed: Annotated[int | None, typer.Option(help="seed of a recipe; default 0")] = None,
     judge: Annotated[
         Path | None, typer.Option(help="recipe pocket: another environment than this one that has the speech recognizer")
     ] = None,
     publish: Annotated[Path | None, typer.Option(help="write what recipe release has trained into this folder, in bfloat16")] = None,
-    model: Annotated[str, typer.Option(help="with --publish: omni, or speech-lm: the second system")] = "omni",
+    model: Annotated[str | None, typer.Option(help="with --publish: omni, or speech-lm: the second system; default omni")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the result as one JSON object")] = False,
 ) -> None:
     """Train a stage or a recipe. Interrupted, the same command continues from the last checkpoint."""
-    if target in RECIPES:
-        if config is not None or overrides:
-            raise ConfigError(f"recipe {target} takes no --config and no dotted settings; these belong to a stage")
-        if target == "release":
-            train_release(stage, data, out or Path("runs/release"), seed, publish, model, as_json)
-        else:
-            train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed, judge, as_json)
+    flags = {"preset": preset, "stage": stage, "data": data, "out": out, "seed": seed, "judge": judge, "publish": publish, "model": model}
+    if (config is not None or overrides) and target in RECIPES:
+        raise ConfigError(f"recipe {target} takes no --config and no dotted settings; these belong to a stage")
+    if target in (*RECIPES, *STAGE_NAMES):
+        useless = [f"--{name}" for name, value in flags.items() if value is not None and name not in FLAGS.get(target, ())]
+        if useless:
+            raise ConfigError(f"train {target} takes no {', '.join(useless)}; {SETTINGS if target in STAGE_NAMES else 'see --help'}")
+    if target == "release":
+        train_release(stage, data or Path("data"), out or Path("runs/release"), seed or 0, publish, model or "omni", as_json)
+    elif target == "pocket":
+        preset = preset or "tiny"
+        train_pocket(preset, out or Path("runs") / f"pocket-{preset}", seed or 0, judge, as_json)
     elif target in STAGE_NAMES:
         if config is None:
             raise ConfigError(f"stage {target} needs --config FILE, for example one from configs/")
@@ -108,7 +115,7 @@ def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, a
     from rich.table import Table
 
     from omni.cli.bench import machine
-    from omni.cli.output import note, print_json
+    from omni.cli.output import make_folder, note, print_json
     from omni.errors import DataError
     from omni.evaluation.judge import WHISPER_BASE, find_judge
     from omni.evaluation.pocket import evaluate_world
@@ -116,6 +123,7 @@ def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, a
     from omni.stages.recipes import StageSummary, run_pocket
 
     console = Console(stderr=True)
+    make_folder(out)
     try:
         listener = find_judge(WHISPER_BASE, judge)
     except DataError as error:

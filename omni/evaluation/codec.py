@@ -180,12 +180,17 @@ def evaluate_reader(omni: Omni, clips: Sequence[Clip], judges: Sequence[Judge]) 
     return metrics, ceilings
 
 
+def check_packages() -> None:
+    """Raises DataError unless what measures STOI and PESQ is installed."""
+    for package in ("pystoi", "pesq"):
+        _package(package)
+
+
 def codec_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None) -> Row:
     """The suite `codec`; `limit` clips of every reader, `judge` another environment than this one that has the judges. Raises DataError
     for missing data or judges, CheckpointError for a checkpoint without a codec."""
     config = omni.model.codec.config
-    for package in ("pystoi", "pesq"):
-        _package(package)
+    check_packages()
     judges = find_judges(judge)
     bits = config.n_codebooks * math.log2(config.codebook_size)
     metrics: Row = {"bits_per_second": round(bits * omni.model.config.code_rate_hz, 1)}

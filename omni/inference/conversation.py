@@ -10,15 +10,16 @@ from typing import Any
 from omni.chat import Message
 from omni.errors import DataError
 from omni.image import load_image
-from omni.inference.omni import Omni
+from omni.inference.omni import CUT_OFF, Omni
 from omni.inference.sampling import Sampling
 
 
 class Conversation:
-    """Messages in order. Media are read when they are attached, kept, and go with the next thing that is said."""
+    """Messages in order. Media are read when they are attached, kept, and go with the next thing that is said. `n_replies` counts the answers, those
+    that are forgotten among them."""
 
     def __init__(self, omni: Omni, sampling: Sampling) -> None:
-        self.omni, self.sampling = omni, sampling
+        self.omni, self.sampling, self.n_replies = omni, sampling, 0
         self.reset()
 
     def reset(self) -> None:
@@ -35,9 +36,18 @@ class Conversation:
         value = load_image(file) if kind == "image" else self.omni.waveform(file)
         self._attached.append({"type": kind, kind: value, "file": file})
 
+    @property
+    def attached(self) -> list[str]:
+        """The files that go with the next message."""
+        return [part["file"] for part in self._attached]
+
+    def detach(self) -> None:
+        """Let what is attached go with no message."""
+        self._attached = []
+
     def send(self, text: str) -> Iterator[str]:
         """Say something; yields the reply in pieces. Only a whole exchange enters the history: one that fails or is broken off can be
-        tried again, with what was attached."""
+        tried again, with what was attached. `notices` then tell what had to be left out, and whether the reply was cut off."""
         content = self._attached + ([{"type": "text", "text": text}] if text else [])
         if not content:
             raise DataError("nothing was said")
@@ -47,18 +57,16 @@ class Conversation:
         for event in events:
             reply += event.text
             yield event.text
+            if event.stopped == "limit":
+                self.notices = [*self.notices, CUT_OFF]
         self.messages += [message, {"role": "assistant", "content": reply}]
-        self._attached = []
+        self.n_replies += 1
+        self.detach()
 
     @property
     def last_reply(self) -> str:
         """The assistant's latest words, empty before the first."""
         return str(self.messages[-1]["content"]) if self.messages else ""
-
-    @property
-    def n_replies(self) -> int:
-        """How often the assistant has answered."""
-        return len(self.messages) // 2
 
     def save(self, path: Path) -> None:
         """Write the messages as JSON, media by the names of their files. Raises DataError if the file cannot be written."""

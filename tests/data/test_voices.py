@@ -202,7 +202,7 @@ def test_every_voice_of_an_engine_asks_every_question_and_none_of_them_trains(mo
     assert len({clip.file for clip in trained}) == len(trained) == 7 * len(texts)
     assert {clip.voice for clip in trained if clip.engine == "flite"} == set(voices.FLITE_VOICES)
     everybody = {voice for engine in (*voices.TRAINING_CLIPS, "espeak") for voice in voices.VOICES.get(engine, ())}
-    everybody |= {clip.voice for clip in trained} | {*voices.TRAINING_VOICES, *(voice.name for voice in TALKER_VOICES.values())}
+    everybody |= {clip.voice for clip in trained} | {*voices.TRAINING_VOICES, *(voice.espeak for voice in TALKER_VOICES.values())}
     # espeak-ng names a voice ACCENT+SPEAKER; it is the speaker who must be new
     assert not {clip.voice.rpartition("+")[2] for clip in held} & {voice.rpartition("+")[2] for voice in everybody}
 

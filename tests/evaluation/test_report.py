@@ -98,6 +98,9 @@ def elsewhere(tmp_path, monkeypatch, speaker) -> Path:
     monkeypatch.setattr(evaluate, "SUITES", suites)
     monkeypatch.setattr(evaluate, "_answer", lambda omni: {"first_token_ms": 1.0})
     monkeypatch.setattr("omni.evaluation.judge.find_judges", lambda environment: [])
+    monkeypatch.setattr("omni.evaluation.codec.check_packages", lambda: None)
+    monkeypatch.setattr("omni.omni_model.COMPONENTS", speaker.model.components)
+    monkeypatch.setattr("omni.omni_model.MORE_COMPONENTS", ())
     (tmp_path / "checkpoints/omni-tiny").mkdir(parents=True)
     monkeypatch.setattr("omni.evaluation.speed.measure_speech", lambda omni, rounds: reporting.Headline("", "", 1.0))
     monkeypatch.setattr("omni.parameters.parameter_table", lambda model: type("Table", (), {"components": {"thinker": 1}, "additions": {}}))
@@ -124,6 +127,8 @@ def test_fast_is_for_a_look_and_overwrites_no_results(elsewhere, capsys) -> None
     assert json.loads(capsys.readouterr().out)["suites"]["tts"]["items"] == 3
     assert not (elsewhere / "results").exists()
     assert main(["eval", "all", "--fast", "--limit", "3"]) == 1 and "leave out --limit" in capsys.readouterr().err
+    assert main(["eval", "all", "--fast", "--before", "."]) == 1 and "leave out" in capsys.readouterr().err
+    assert main(["eval", "all", "--out", "."]) == 1 and "is a folder" in capsys.readouterr().err
 
 
 def test_a_suite_that_was_measured_is_not_measured_again_by_all_unless_something_changed(elsewhere, monkeypatch) -> None:
@@ -135,6 +140,11 @@ def test_a_suite_that_was_measured_is_not_measured_again_by_all_unless_something
     assert main(["eval", "all"]) == 0 and len(measured) == 7
     (elsewhere / "checkpoints/omni-tiny/model.safetensors").write_bytes(b"others")
     assert main(["eval", "all"]) == main(["eval", "all", "--limit", "3"]) == 0 and len(measured) == 7 + 12
+    (elsewhere / "checkpoints/omni-tiny/README.md").write_text("a card is no weight")
+    assert main(["eval", "all"]) == 0 and len(measured) == 19
+    (elsewhere / "data").mkdir()
+    (elsewhere / "data/more.jsonl").write_text("{}")
+    assert main(["eval", "all"]) == main(["eval", "all", "--judge", "elsewhere"]) == 0 and len(measured) == 19 + 12
 
 
 def test_what_is_missing_is_said_before_anything_is_measured(elsewhere, capsys, monkeypatch) -> None:
@@ -144,6 +154,8 @@ def test_what_is_missing_is_said_before_anything_is_measured(elsewhere, capsys, 
     monkeypatch.setattr("omni.evaluation.judge.find_judges", missing)
     monkeypatch.setattr(evaluate, "SUITES", {})
     assert main(["eval", "all"]) == 1 and "no judge is here" in capsys.readouterr().err
+    monkeypatch.setattr("omni.omni_model.MORE_COMPONENTS", ("contrastive",))
+    assert main(["eval", "all"]) == 1 and "has no contrastive" in capsys.readouterr().err
 
 
 def test_before_is_read_before_hours_of_measuring(elsewhere, capsys) -> None:

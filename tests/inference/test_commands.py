@@ -17,6 +17,7 @@ from omni.cli.app import main
 from omni.errors import DataError
 from omni.evaluation.scenes import asked_scenes
 from omni.evaluation.speed import of_length
+from omni.inference.sampling import Sampling
 
 app = typer.Typer(pretty_exceptions_enable=False)
 generate.register(app)
@@ -287,7 +288,7 @@ def test_chat_says_when_it_drops_old_turns_and_goes_on(chat):
     assert code == 0 and len(out.splitlines()) >= 12
     notices = [line for line in err.splitlines() if line.startswith("notice: the conversation exceeds the context of 128")]
     assert notices and "dropped the oldest" in notices[-1]
-    assert "notice" not in "".join(err.splitlines()[:3])
+    assert "exceeds" not in "".join(err.splitlines()[:4])
 
 
 def test_an_interrupt_breaks_off_the_reply_and_at_the_prompt_leaves(chat, monkeypatch):
@@ -309,6 +310,20 @@ def test_an_interrupt_breaks_off_the_reply_and_at_the_prompt_leaves(chat, monkey
     assert code == 0
     assert "broken off" in err
     assert calls[0] < calls[1] == calls[2]  # the exchange that was broken off is not in the history
+
+
+def test_what_is_attached_is_sent_by_enter_alone_or_dropped(chat, omni, media):
+    code, out, err = chat(
+        "", f"/audio {media / 'short.wav'}", "", f"/image {media / 'a.png'}", "/drop", "", UnicodeDecodeError("utf-8", b"", 0, 1, "?")
+    )
+    assert code == 0 and out == f"{omni.ask(audio=media / 'short.wav', sampling=Sampling(max_new_tokens=6)).text}\n"
+    assert "error: not text" in err
+
+
+def test_what_does_not_fit_stays_attached_and_is_named(chat, media):
+    code, out, err = chat(*[f"/image {media / 'a.png'}"] * 40, "", "/drop", "Hello")
+    assert code == 0 and len(out.splitlines()) == 1
+    assert "/drop leaves them out" in err and "Traceback" not in err
 
 
 def test_infer_chat_takes_the_documents_flags(checkpoint, omni, media, tmp_path, capsys, monkeypatch):
@@ -370,4 +385,6 @@ def test_the_demo_answers_a_spoken_question_about_a_picture_aloud(checkpoint, me
     assert shown["question"] == question and question in err
     assert soundfile.info(shown["file"]).duration > 0 and Image.open(shown["image"]).size == (224, 224)
     assert main(["demo", "--from-nothing", "--ckpt", str(checkpoint)]) == 1
+    assert main(["demo", "--ckpt", str(checkpoint), "--seed", "3"]) == 1
+    assert main(["demo", "--ckpt", str(checkpoint), "--out", str(checkpoint / "config.json")]) == 1
     assert "leave out --ckpt" in capsys.readouterr().err

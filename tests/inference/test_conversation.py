@@ -6,6 +6,7 @@ import pytest
 
 from omni.errors import DataError
 from omni.inference.conversation import Conversation
+from omni.inference.omni import CUT_OFF
 from omni.inference.sampling import Sampling
 
 
@@ -83,5 +84,20 @@ def test_reset_forgets_everything(conversation, media):
 def test_a_long_conversation_drops_its_oldest_turns_with_a_notice(conversation):
     for _ in range(12):
         say(conversation, "The circle is red.")
-    assert "dropped the oldest" in conversation.notices[-1]
+    assert "dropped the oldest" in conversation.notices[0]
     assert conversation.n_replies == 12
+    conversation.reset()
+    assert conversation.n_replies == 12 and not conversation.messages
+
+
+def test_a_reply_that_was_cut_off_says_so(conversation):
+    say(conversation, "Hello")
+    assert conversation.notices == [CUT_OFF]  # no random model ends within six tokens
+
+
+def test_what_is_attached_can_be_left_out_again(conversation, media):
+    conversation.attach("image", str(media / "a.png"))
+    assert conversation.attached == [str(media / "a.png")]
+    conversation.detach()
+    say(conversation, "Hello")
+    assert conversation.messages[0]["content"] == [{"type": "text", "text": "Hello"}]
