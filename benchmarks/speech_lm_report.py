@@ -92,11 +92,11 @@ def amounts(lm: Result, work: Path | None) -> Iterator[str]:
 
 def optimizers(curves: Result) -> Iterator[str]:
     """When the run with Muon reaches the loss at which the one with AdamW alone ends."""
-    muon, adamw = (curves["steps"][f"speech-lm-{name}"]["curves"]["train/loss"] for name in ("muon", "adamw"))
+    muon, adamw = (curves["steps"][f"speech-lm-{name}"]["curves"]["validation/loss"] for name in ("muon", "adamw"))
     last, goal = adamw[-1]
     reached = next((step for step, loss in muon if loss <= goal), None)
     when = f"has after {reached:,}" if reached is not None else f"does not reach in {muon[-1][0]:,}"
-    yield f"AdamW alone ends its {last:,} updates at a training loss of {goal:.3f}, which Muon {when} ([curves](speech-lm-optimizers.svg)).\n"
+    yield f"AdamW alone ends its {last:,} updates at a validation loss of {goal:.3f}, which Muon {when} ([curves](speech-lm-optimizers.svg)).\n"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     python examples/train_speech_lm.py MANIFEST --snac hubertsiuzdak/snac_24khz --out runs/speech-lm
 
 MANIFEST has rows {"audio", "text"}. The codec is our own, or SNAC by its hub name or from a local folder. The text tokenizer is trained on the
-manifest's texts, unless --tokenizer names one. Every 20th row is kept for validation.
+manifest's texts, unless --tokenizer names one. One text in twenty is kept for validation, whoever reads it.
 """
 
 import argparse
@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from omni import MultimodalPretrainingConfig, MultimodalPretrainingTrainer
 from omni.audio_tokenizers import CodecTokenizer, SNACTokenizer
 from omni.data.manifests import open_rows
+from omni.data.split import held_out
 from omni.speech_lm import MultimodalDataset
 from omni.tokenizer import BPETokenizer, train_tokenizer
 
-EVERY = 20  # every so many-th row is for validation
+VALIDATION = 0.05
 
 
 def arguments() -> argparse.Namespace:
@@ -39,7 +40,9 @@ def main() -> None:
     audio_tokenizer = CodecTokenizer.from_pretrained(chosen.codec) if chosen.codec else SNACTokenizer(chosen.snac)
     manifest = open_rows(chosen.manifest, ("audio", "text"))
     rows = [row | {"audio": str(manifest.path(row["audio"]))} for row in manifest]
-    sides = [row for i, row in enumerate(rows) if i % EVERY], rows[::EVERY]
+    sides: tuple[list, list] = [], []
+    for row in rows:
+        sides[held_out(row["text"], VALIDATION)].append(row)
     path = chosen.tokenizer or chosen.out / "text.model"
     if chosen.tokenizer is None and not path.exists():
         train_tokenizer((row["text"] for row in sides[0]), vocab_size=512, path=path)

@@ -154,9 +154,20 @@ def _load_snac(name: str) -> Any:
             raise CheckpointError(f"{folder / file}: no such file; a SNAC model is {' and '.join(SNAC_FILES)}")
     if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise CheckpointError(f"{name}: no such folder, and not a hub name such as hubertsiuzdak/snac_24khz")
+    from huggingface_hub.errors import HTTPError  # of a proxy, and of a broken connection
+
     try:
         return SNAC.from_pretrained(name)
-    except (OSError, EOFError, ValueError, RuntimeError, TypeError, KeyError, pickle.UnpicklingError) as error:  # hub, JSON and torch
+    except (
+        HTTPError,
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as error:  # hub, JSON and torch
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.is_dir():
             raise CheckpointError(f"{folder}: not a SNAC model ({reason})") from None

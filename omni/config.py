@@ -241,7 +241,7 @@ class SpeechLMConfig(Config):
     n_heads: PositiveInt = 4
     n_kv_heads: PositiveInt = 2
     d_ff: PositiveInt = 384
-    context_length: PositiveInt = 2048
+    context_length: PositiveInt = 4096  # ten seconds of SNAC at 44 kHz and their text
     rope_theta: PositiveFloat = 10_000.0
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     lead_frames: int | None = Field(None, ge=0)  # speaking: text comes so many frames before its sound; None: all of it before

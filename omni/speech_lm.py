@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 COMPONENT = "speech_lm"  # in checkpoints; it is no part of an OmniModel
 BATCH = 32  # texts or clips that are decoded together
 SLOWEST_S, PAUSE_S = 0.15, 2.0  # speech that lasts longer than so much a character and a pause has gone astray
+TEXT_TOKENIZER = "text_tokenizer"  # folder of one of Transformers, in the model's
+SPEAKING = Sampling(temperature=0.7, top_p=0.9)  # what is said is drawn by chance: the likeliest code after the likeliest code is silence
 PIECE_S, QUIET_S = 10.0, 0.1  # recordings are cut into pieces of at most so long, at the quietest stretch of the last half
 TEXT_PER_FRAME, MORE_TEXT = 4, 32  # text ids that a clip can hold at most: no one speaks that fast
 
@@ -266,9 +268,7 @@ class SpeechLM:
         model = placed(MultimodalLLM.from_saved(saved), device)
         where = model.tok_emb.weight.device
         if text_tokenizer is None:
-            if saved.tokenizer is None:
-                raise CheckpointError(f"{saved.folder}: has no tokenizer.model; give the text_tokenizer that it was trained with")
-            text_tokenizer = BPETokenizer(saved.tokenizer)
+            text_tokenizer = _text_tokenizer(saved)
         if audio_tokenizer is None:
             audio_tokenizer = _audio_tokenizer(saved, model.vocabulary.layout.n_codebooks, where)
         log.info("loaded %s: speech LM of %s parameters, on %s", saved.folder, f"{count(model):,}", where)
@@ -306,12 +306,12 @@ class SpeechLM:
 
     # --- speaking
 
-    def say(self, text: str, voice: str | None = None, *, sampling: Sampling = GREEDY) -> Speech:
+    def say(self, text: str, voice: str | None = None, *, sampling: Sampling = SPEAKING) -> Speech:
         """A text as speech; a long one clause by clause. Raises DataError for an empty text, ConfigError for an unknown voice."""
         return self.say_batch([text], voice, sampling=sampling)[0]
 
     def say_batch(
-        self, texts: Sequence[str], voice: str | Sequence[str | None] | None = None, *, sampling: Sampling = GREEDY
+        self, texts: Sequence[str], voice: str | Sequence[str | None] | None = None, *, sampling: Sampling = SPEAKING
     ) -> list[Speech]:
         """Several texts, decoded together; `voice` for all, or one for each."""
         voices = [voice] * len(texts) if voice is None or isinstance(voice, str) else voice
@@ -324,7 +324,7 @@ class SpeechLM:
                 ids[row] += clip[1:-1]
         return [self._speech(clip, sampling) for clip in ids]
 
-    def say_stream(self, text: str, voice: str | None = None, *, sampling: Sampling = GREEDY) -> Iterator[Speech]:
+    def say_stream(self, text: str, voice: str | None = None, *, sampling: Sampling = SPEAKING) -> Iterator[Speech]:
         """The clauses of a text, each as soon as it is said."""
         self.voice_id(voice)
         return (self._speech(self._ids([part], [voice], sampling)[0], sampling) for part in self._parts(text))
@@ -366,6 +366,21 @@ class SpeechLM:
             for i, ids in zip(batch, self.model.write(clips, sampling), strict=True):
                 heard[i] = self.text_tokenizer.decode(ids).strip()
         return [" ".join(text for (of, _), text in zip(parts, heard, strict=True) if of == row and text) for row in range(len(waves))]
+
+
+def _text_tokenizer(saved: SavedModel) -> TextTokenizer:
+    """That of a checkpoint: our own, or one of Transformers."""
+    if saved.tokenizer is not None:
+        return BPETokenizer(saved.tokenizer)
+    folder = saved.folder / TEXT_TOKENIZER
+    if not folder.is_dir():
+        raise CheckpointError(f"{saved.folder}: has no tokenizer.model; give the text_tokenizer that it was trained with")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ConfigError(f"{folder} needs the transformers package; install it, or give the text_tokenizer") from None
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def _audio_tokenizer(saved: SavedModel, codebooks: int, device: torch.device) -> AudioTokenizer:

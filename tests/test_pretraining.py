@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader
 from omni import MultimodalPretrainingConfig, MultimodalPretrainingTrainer
 from omni.audio import save_audio
 from omni.checkpoint import save_model
-from omni.config import preset
+from omni.config import SpeechLMConfig, preset
 from omni.errors import ConfigError
 from omni.omni_model import OmniModel
-from omni.speech_lm import MultimodalDataset, SNACTokenizer, SpeechLM
+from omni.pretraining.core.audio import SNACTokenizer
+from omni.pretraining.core.dataset import MultimodalDataset
+from omni.speech_lm import SpeechLM
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["bad cab", "hide", "a big jig", "hi"]
@@ -68,7 +70,7 @@ def test_the_documents_example(config, dataset, letters, beeps) -> None:
 
 
 @pytest.mark.slow
-def test_the_documents_examples_on_snac_and_a_text_tokenizer_from_a_folder(random_snac, tmp_path: Path) -> None:
+def test_the_documents_examples_on_snac_and_a_text_tokenizer_from_a_folder(random_snac, tmp_path: Path, monkeypatch) -> None:
     """Word for word, but for the package's name, folders for what a hub would give, and soundfile for torchaudio."""
     transformers = pytest.importorskip("transformers")
     import soundfile
@@ -104,8 +106,32 @@ def test_the_documents_examples_on_snac_and_a_text_tokenizer_from_a_folder(rando
     text_tokens = model.generate_text(audio_tokens)
     assert isinstance(text_tokenizer.decode(text_tokens), str)
 
-    lm = SpeechLM.from_pretrained(tmp_path / "run", "cpu", text_tokenizer=text_tokenizer)  # knows its SNAC by itself
+    monkeypatch.chdir("/")
+    lm = SpeechLM.from_pretrained(tmp_path / "run", "cpu")  # knows its tokenizers by itself, wherever it is loaded
     assert lm.audio_tokenizer.encode_audio(data[0]["audio"]) == audio_tokenizer.encode_audio(data[0]["audio"])
+    assert lm.text_tokenizer.encode("the rain") == text_tokenizer.encode("the rain")
+
+
+def test_a_run_that_is_complete_is_not_begun_again_with_other_settings(config, dataset) -> None:
+    MultimodalPretrainingTrainer(config).train(*loaders(dataset))
+    config.audio_weight = 2.0
+    with pytest.raises(ConfigError, match=r"complete.*audio_weight 1.0 → 2.0.*another folder"):
+        MultimodalPretrainingTrainer(config).train(*loaders(dataset))
+
+
+def test_validation_data_must_have_the_same_ids(config, dataset, letters, beeps, beeped) -> None:
+    other = MultimodalDataset(
+        [{"audio": beeped("hi"), "text": "hi"}], letters, beeps, config=SpeechLMConfig(voices=("ada",)), max_audio_duration=10.0
+    )
+    with pytest.raises(ConfigError, match="other ids or voices"):
+        MultimodalPretrainingTrainer(config).train(dataset, other)
+
+
+def test_rows_that_say_they_are_too_long_are_left_out(letters, beeps, beeped, caplog) -> None:
+    rows = [{"audio": beeped("hi"), "text": "hi", "duration_s": 1.0}, {"audio": "nowhere.wav", "text": "hi", "duration_s": 11.0}]
+    with caplog.at_level("WARNING", "omni"):
+        assert len(MultimodalDataset(rows, letters, beeps)) == 2
+    assert "1 of 2 clips are longer" in caplog.text
 
 
 def test_the_same_call_continues_a_run(config, dataset) -> None:

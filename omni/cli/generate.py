@@ -82,6 +82,17 @@ def _sampling(**settings: Any) -> Sampling:
     return Sampling(**settings)
 
 
+def _speaking(model: str, **settings: Any) -> Sampling:
+    """How a system draws its speech, but for what the flags say."""
+    from dataclasses import replace
+
+    if is_speech_lm(model):
+        from omni.speech_lm import SPEAKING as usual
+    else:
+        from omni.inference.omni import GREEDY as usual
+    return replace(usual, **{name: value for name, value in settings.items() if value is not None})
+
+
 def _manifest(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[Row]:
     """Rows of a JSONL file: an id that can be a file name, at least one of `needed`, and what is in `optional`, all of them text. Raises
     DataError with file and line."""
@@ -244,14 +255,16 @@ def say(
     model: Model = "omni",
     ckpt: Checkpoint = None,
     device: Device = "auto",
-    temperature: Temperature = 0.0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default 0, of speech-lm 0.7")] = None,
     top_k: TopK = 0,
-    top_p: TopP = 1.0,
+    top_p: Annotated[
+        float | None, typer.Option(help="keep the likeliest codes of this much probability; default 1, of speech-lm 0.9")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Say a text aloud."""
-    sampling = _sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = _speaking(model, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if (manifest is None) == (text is None):
         raise DataError("give either a text to say or --manifest")
     if manifest is not None:

@@ -55,6 +55,14 @@ class _Pair:
     said_in: list[int] | None
 
 
+def _short(rows: Sequence[Row], limit_s: float) -> Sequence[Row]:
+    """Those that do not say they are longer."""
+    kept = [row for row in rows if not (isinstance(s := row.get("duration_s"), int | float) and s > limit_s)]
+    if len(kept) < len(rows):
+        log.warning("%d of %d clips are longer than max_audio_duration %g: left out", len(rows) - len(kept), len(rows), limit_s)
+    return kept
+
+
 class MultimodalDataset:
     """Rows {"audio", "text", "speaker"?, "duration_s"?}, in a list or a manifest, in order: of each an example in which it is said, and one in which
     it is heard. Where the configuration names voices, clips of other speakers are heard only, and those of no speaker are the first voice's.
@@ -83,7 +91,7 @@ class MultimodalDataset:
             )
         if isinstance(data, str | Path):
             data = Manifests([open_rows(str(data), ("audio", "text"))])
-        self.data = without_long_clips(data, max_audio_duration) if isinstance(data, Manifests) else data
+        self.data = without_long_clips(data, max_audio_duration) if isinstance(data, Manifests) else _short(data, max_audio_duration)
         self.text_tokenizer, self.audio_tokenizer = text_tokenizer, audio_tokenizer
         self.vocabulary = SpeechVocabulary(text_tokenizer.vocab_size, audio_tokenizer.layout, len(self.config.voices))
         self.audio_preprocessor, self.max_audio_duration, self.aligner = audio_preprocessor, max_audio_duration, aligner

@@ -81,16 +81,16 @@ def voice_sets(folder: Path) -> Sets:
 
 @dataclass(frozen=True)
 class Hearing:
-    """One set. `infeasible`: clips with fewer character slots than their text needs. `real_time_factor` and `beam_real_time_factor`: seconds
+    """One set. `infeasible`: clips with fewer character slots than their text needs. `times_real_time` and `beam_times_real_time`: seconds
     of sound per second of work; the first from files to text, greedily in batches, the second the search alone, clip by clip."""
 
     items: int
     hours: float
     words: int
     infeasible: int
-    real_time_factor: float
+    times_real_time: float
     greedy: Rates
-    beam_real_time_factor: float | None = None
+    beam_times_real_time: float | None = None
     beam: Rates | None = None
 
 
@@ -152,9 +152,9 @@ def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None) -
         hours=round(heard.audio_s / 3600, 4),
         words=sum(len(normalise(clip.text).split()) for clip in clips),
         infeasible=sum(slots_needed(encode_characters(c.text)) > len(x) for c, x in zip(clips, heard.log_probabilities, strict=True)),
-        real_time_factor=round(heard.audio_s / heard.wall_s, 1),
+        times_real_time=round(heard.audio_s / heard.wall_s, 1),
         greedy=rates(clips, heard.texts),
-        beam_real_time_factor=beam_pace,
+        beam_times_real_time=beam_pace,
         beam=beam,
     )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soxr
 
 from omni.audio import load_audio
 from omni.data.release import UNSEEN_READERS
@@ -25,22 +26,26 @@ from omni.evaluation.judge import RATE_HZ, Judge
 from omni.evaluation.metrics import spread
 from omni.evaluation.sentences import LIST, Sentence
 from omni.evaluation.tts import Examination, prepare
-from omni.inference.sampling import Sampling
 from omni.parameters import count
 from omni.speech_lm import SpeechLM
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-SAMPLING = Sampling(temperature=0.7, top_p=0.9)  # of what is said; what is heard is written greedily
+
+
+def audible(model: SpeechLM, waveform: np.ndarray) -> np.ndarray:
+    """(n,) at the model's rate → (n,) at the judges'."""
+    rate = model.sample_rate_hz
+    return waveform if rate == RATE_HZ else soxr.resample(waveform, rate, RATE_HZ)
 
 
 def evaluate_speaking(model: SpeechLM, voice: str | None, sentences: Sequence[Sentence], exam: Examination) -> tuple[Row, Row]:
     """Metrics of a voice, and its control."""
     start = time.perf_counter()
-    spoken = model.say_batch([s.text for s in sentences], voice, sampling=SAMPLING)
+    spoken = model.say_batch([s.text for s in sentences], voice)
     seconds = time.perf_counter() - start
-    heard = exam.hear([speech.waveform for speech in spoken])
+    heard = exam.hear([audible(model, speech.waveform) for speech in spoken])
     pace = {"items": len(sentences), "real_time_factor": round(seconds / max(sum(speech.duration_s for speech in spoken), 1e-9), 4)}
     swapped = exam.scores([*sentences[1:], sentences[0]], heard)
     return exam.scores(sentences, heard) | pace, {"swapped_text": swapped}
@@ -59,7 +64,7 @@ def evaluate_hearing(model: SpeechLM, clips: Sequence[Clip], judge: Judge) -> tu
     metrics |= asdict(rates(clips, heard))
     half = len(clips) // 2  # takes of one sentence stand together
     sounds = {"recordings": waves, "codes": [through_tokenizer(model, wave) for wave in waves]}
-    ceilings = {name: asdict(rates(clips, judge.hear(made))) for name, made in sounds.items()}
+    ceilings = {name: asdict(rates(clips, judge.hear([audible(model, wave) for wave in made]))) for name, made in sounds.items()}
     return metrics, {"shuffled_audio": asdict(rates([*clips[half:], *clips[:half]], heard))}, ceilings
 
 
@@ -72,8 +77,6 @@ def through_tokenizer(model: SpeechLM, waveform: np.ndarray) -> np.ndarray:
 def speech_lm_suite(model: SpeechLM, data: Path, *, limit: int | None = None, judge: Path | None = None, sentences: Path = LIST) -> Row:
     """The suite `speech-lm`; `limit` sentences of each length and clips of each reader, `judge` another environment than this one that has
     the judges. Raises DataError for missing data or judges and when a sentence is trained on."""
-    if model.sample_rate_hz != RATE_HZ:
-        raise DataError(f"the judges hear {RATE_HZ} Hz, and this model speaks at {model.sample_rate_hz} Hz")
     chosen, exam = prepare(data, sentences, limit, judge)
     parameters = count(model.model)
     metrics: Row = {"parameters": parameters, "speaking": {}, "hearing": {}}

@@ -22,12 +22,11 @@ from omni.nn.kv_cache import KVCache
 from omni.omni_model import OmniModel
 from omni.talker import SLOTS
 from omni.tokenizer import BPETokenizer
-from omni.vocoder import NeuralVocoder, VocoderStream
+from omni.vocoder import LOUDEST, NeuralVocoder, VocoderStream
 
 BATCH = 32  # texts that are decoded together
 SHORTEST_CLAUSE, LONGEST_CLAUSE = 20, 160  # characters
 CLAUSE_ENDS = ".!?;:,…。！？；：，、"
-LOUDEST = 10.0  # scaled log-mel far above full scale: a codec gone wild must not overflow into a waveform of NaN
 CLOSING = "\"')]}”’»"
 CHUNKS = (2, 2, 4)  # frames of the first pieces of a stream: one would not get past the vocoder's delay
 LAST_CHUNK = 8  # and of all later ones

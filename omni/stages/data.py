@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset
 
 from omni.chat import parts_of, render_text
+from omni.checkpoint import TOKENIZER, latest
 from omni.config import ModelConfig, RunConfig
 from omni.data import collate
 from omni.data.datasets import CaptionDataset, ConversationDataset, SpeechDataset, TalkerDataset, VocoderDataset
@@ -128,7 +129,9 @@ def _packed(run: RunConfig) -> Path:
 
 
 def own_tokenizer(run: RunConfig, rows: Manifests, vocab_size: int) -> BPETokenizer:
-    """The tokenizer that this run has trained on the texts of `rows`, or trains now."""
+    """The tokenizer of the run's newest checkpoint, whose ids have been learned; or one that is trained on the texts of `rows`."""
+    if (begun := latest(Path(run.out_dir))) is not None:
+        return BPETokenizer(begun / TOKENIZER)
     content = _content(run.data.train + run.data.validation)
     key = hashlib.sha256(f"{content} {vocab_size} {run.train.seed}".encode()).hexdigest()
     path = _packed(run) / f"tokenizer-{key[:12]}.model"

@@ -277,9 +277,10 @@ def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
     return ReleaseStage("plain-gpt", _documents, train, init_from=("text",), world=("text", "text_chat"))
 
 
-def _speech_lm(steps: int, optimizer: str) -> ReleaseStage:
+def _speech_lm(steps: int, optimizer: str, evaluate_every: int = 500) -> ReleaseStage:
     """The second system: says two voices and hears more, through the codec's codes. An update is 32 sequences of about 200 ids."""
     train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 200, "optimizer": optimizer}
+    train["evaluate_every"] = evaluate_every
     return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0})
 
 
@@ -407,7 +408,7 @@ STAGES: dict[str, ReleaseStage] = {
     ),
     "speech-lm": _speech_lm(9000, "muon"),
     # does Muon bring anything here? Two short runs, alike but for the optimizer (python benchmarks/curves.py)
-    **{f"speech-lm-{optimizer}": _speech_lm(600, optimizer) for optimizer in ("muon", "adamw")},
+    **{f"speech-lm-{optimizer}": _speech_lm(600, optimizer, evaluate_every=50) for optimizer in ("muon", "adamw")},
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -166,7 +167,8 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
             for name in ("audio", *speaking):
                 config = with_section(config, name, self.sounds.model.config)
         elif isinstance(self.sounds, SNACTokenizer):
-            extra["snac"] = self.sounds.name
+            folder = Path(self.sounds.name)
+            extra["snac"] = str(folder.resolve()) if folder.is_dir() else self.sounds.name
         return Export(tensors, config, components, self.tokenizer.serialized if self.tokenizer is not None else None, extra)
 
 

@@ -434,6 +434,10 @@ class Trainer(Generic[B]):
 
     def _say_resumed(self, folder: Path, values: dict[str, Any]) -> None:
         changed = differences(values["run"], self.stage.run)
+        if changed and self.progress.step >= self.config.steps:
+            raise ConfigError(
+                f"{self.run_dir}: this run is complete, and its settings were others ({', '.join(changed)}); name another folder, or raise train.steps"
+            )
         self.report.line(f"resuming from {folder}" + (f" with changed settings: {', '.join(changed)}" if changed else ""))
         self.on_event(Event("resume", self.progress.step, {"changed": changed}))
 

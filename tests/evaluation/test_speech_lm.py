@@ -92,8 +92,8 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
         "asr": {"metrics": {"kathleen": {"greedy": rates, "beam": None}}},
         "optimizers": {
             "steps": {
-                "speech-lm-muon": {"curves": {"train/loss": [[50, 3.0], [100, 2.0], [600, 1.0]]}},
-                "speech-lm-adamw": {"curves": {"train/loss": [[50, 4.0], [600, 2.5]]}},
+                "speech-lm-muon": {"curves": {"validation/loss": [[50, 3.0], [100, 2.0], [600, 1.0]]}},
+                "speech-lm-adamw": {"curves": {"validation/loss": [[50, 4.0], [600, 2.5]]}},
             }
         },
     }
@@ -113,7 +113,7 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
     assert "| heart | μOmni | 3 | 0.0 (0.0–0.0)" in page and "| kathleen | μOmni, greedy | 3 |" in page and "beam" not in page
     assert re.search(r"Talker: says \| [\d,]+ \| 4.2 \| 7,000 \| 4.0 \|", page)
     assert f"| {result['metrics']['parameters']:,} |" in page
-    assert "AdamW alone ends its 600 updates at a training loss of 2.500, which Muon has after 100" in page
+    assert "AdamW alone ends its 600 updates at a validation loss of 2.500, which Muon has after 100" in page
 
 
 def test_eval_speech_lm_prints_one_object(suite, lm, tmp_path, monkeypatch, capsys) -> None:

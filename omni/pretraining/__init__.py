@@ -6,13 +6,14 @@ model, metrics = MultimodalPretrainingTrainer(config).train(train_loader, val_lo
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from omni.checkpoint import load_model
 from omni.config import MultimodalPretrainingConfig, RunConfig, SpeechLMConfig, parse
 from omni.data.multimodal import MultimodalBatch, MultimodalDataset
 from omni.errors import ConfigError
-from omni.speech_lm import MultimodalLLM
+from omni.speech_lm import TEXT_TOKENIZER, MultimodalLLM
 from omni.speech_tokens import TextTokenizer
 from omni.stages.speech_lm import SpeechLMStage
 from omni.tokenizer import BPETokenizer
@@ -53,9 +54,16 @@ class MultimodalPretrainingTrainer:
         for data in (train_data, validation):
             if data is not None:
                 self._check(data)
+        if validation is not None and (validation.vocabulary, validation.config.voices) != (
+            train_data.vocabulary,
+            train_data.config.voices,
+        ):
+            raise ConfigError("training and validation data have other ids or voices; make both with the same tokenizers and configuration")
         if (size := getattr(train_loader, "batch_size", self.config.batch_size)) != self.config.batch_size:
             raise ConfigError(f"train_loader has batch_size {size}, and the configuration {self.config.batch_size}; make them equal")
         train(_GivenDataStage(self.run(train_data), train_data, validation), resume=resume, device=device)
+        if (keep := getattr(train_data.text_tokenizer, "save_pretrained", None)) is not None:  # one of Transformers
+            keep(Path(self.config.output_dir) / TEXT_TOKENIZER)
         saved = load_model(self.config.output_dir)
         return MultimodalLLM.from_saved(saved), dict(saved.extra["metrics"])
 
