@@ -1,0 +1,1 @@
+"""The document's places of the second system's parts."""
