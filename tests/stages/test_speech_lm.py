@@ -98,7 +98,7 @@ def test_the_loss_is_the_mean_over_weighted_targets(make_run: MakeRun) -> None:
     terms = stage.loss(model, batch, context)
     loss = sum(term.weight * term.sum / context.totals[name] for name, term in terms.items())
     torch.testing.assert_close(loss, expected)
-    assert stage.evaluate(model.eval(), [batch])["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert stage.evaluate(model.eval(), [batch])["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_perplexity_and_accuracy_are_of_each_modality(make_run: MakeRun) -> None:
@@ -229,3 +229,21 @@ def test_texts_that_it_was_not_trained_on_are_said_and_heard(letters, beeps, bee
     for text in (" ".join(text.split()) for text in texts[:10]):
         assert np.array_equal(lm.say(text).waveform, beeped(text))
         assert lm.transcribe(beeped(text)) == text
+
+
+def test_a_run_that_is_continued_keeps_its_text_ids_whatever_its_manifests_say_by_then(make_run, tmp_path: Path) -> None:
+    run = make_run(str(tmp_path / "run"), steps=2)
+    manifest = tmp_path / "train.jsonl"
+    source = Path(run.data.train[0])
+    rows = [json.loads(line) | {"audio": str(source.parent / json.loads(line)["audio"])} for line in source.read_text().splitlines()]
+    manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    data = run.data.model_copy(update={"train": (str(manifest),)})
+    train(STAGES["speech-lm"](run.model_copy(update={"data": data})))
+    before = load_model(tmp_path / "run").tokenizer
+    assert before is not None
+    learned = before.read_bytes()
+    manifest.write_text(manifest.read_text() + json.dumps(rows[0] | {"text": "Quite another quick fox, jumping."}) + "\n")
+    longer = run.train.model_copy(update={"steps": 3})
+    train(STAGES["speech-lm"](run.model_copy(update={"data": data, "train": longer})))
+    after = load_model(tmp_path / "run").tokenizer
+    assert after is not None and after.read_bytes() == learned
