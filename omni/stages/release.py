@@ -114,7 +114,7 @@ NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 
 SPLICED_VOICES = {"spliced": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 3, "piper": 1, "flite": 1 / 2, "espeak": 1 / 8}
 SPLICES = 12_000  # new sentences out of Kathleen's
 TOLD_VOICES = {"told": 1, "kathleen": 2, "heart": 2, "teacher": 1, "cast": 2, "piper": 1 / 2, "flite": 1 / 4, "espeak": 1 / 8}
-TOLD = 60_000  # sentences, first
+TOLD = 18_000  # sentences, first
 TOLD_FROM = ("novels", "stories", "dialogues")  # what is nearest to what real readers read
 TELLER = ("chat", "codec", "vocoder", "talker")  # what it takes to say them
 TOLD_BY = ("kathleen", "kathleen", "heart", "joe")  # taking turns
@@ -388,7 +388,7 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("chat", "codec"),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
-    "audio-told": _hearing(TOLD_VOICES, 10000, LISTENER),
+    "audio-told": _hearing(TOLD_VOICES, 6000, LISTENER),
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
     **{f"sft-{tokens}": _tuning(800, *UNTUNED, image_tokens=tokens) for tokens in IMAGE_TOKENS},
     "sft": _tuning(4500, *UNTUNED),
