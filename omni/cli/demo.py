@@ -126,19 +126,18 @@ def _measure(omni: Omni, questions: Any) -> dict[str, Any]:
     scenes = evaluate_scenes(omni, questions)
     fit = speech_fit(omni, scenes.typed_replies + [q.sentence for q in questions])
     table = Table("unseen scenes", "right", "95 %", "items", title="does it see?")
-    rows = ("typed", "spoken", "swapped", "withheld", "majority")
     labels = ("typed question", "spoken question, unseen voices", "another scene's picture", "no picture", "commonest answer of the kind")
-    for name, label in zip(rows, labels, strict=True):
-        score = getattr(scenes, name)
-        table.add_row(label, f"{score.share:.0%}", f"{score.interval[0]:.0%} to {score.interval[1]:.0%}", str(score.items))
+    for score, label in zip(scenes.scores.values(), labels, strict=True):
+        low, high = score["share_95"]
+        table.add_row(label, f"{score['share']:.0%}", f"{low:.0%} to {high:.0%}", str(score["items"]))
     console = Console(stderr=True)
     console.print(table)
-    note("by kind of question: " + "  ".join(f"{kind} {share:.0%}" for kind, share in scenes.typed.by_kind.items()))
+    note("by kind of question: " + "  ".join(f"{kind} {row['share']:.0%}" for kind, row in scenes.scores["typed"]["by_kind"].items()))
     note(
         f"does it say the words? its own CTC prefers the right text over another's in {fit.share:.0%} of {fit.items} sentences "
-        f"(95 %: {fit.interval[0]:.0%} to {fit.interval[1]:.0%}); nats a character: own {fit.own:.2f}, other {fit.other:.2f}"
+        f"(95 %: {fit.share_95[0]:.0%} to {fit.share_95[1]:.0%}); nats a character: own {fit.own:.2f}, other {fit.other:.2f}"
     )
-    return {"scenes": {name: asdict(getattr(scenes, name)) for name in rows}, "speech": asdict(fit)}
+    return {"scenes": scenes.scores, "speech": asdict(fit)}
 
 
 def _judge(result: dict[str, Any]) -> None:
@@ -149,7 +148,7 @@ def _judge(result: dict[str, Any]) -> None:
             raise DemoFailed(
                 f"the model answers {scenes['typed']['share']:.0%} of unseen scenes, and {scenes[name]['share']:.0%} with pictures {name}: it does not see"
             )
-    if speech["interval"][0] <= 0.5 or speech["own"] >= speech["other"]:
+    if speech["share_95"][0] <= 0.5 or speech["own"] >= speech["other"]:
         raise DemoFailed(
             f"the speech fits its own text in {speech['share']:.0%} of cases, no better than chance: it does not say the words"
         )

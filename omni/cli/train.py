@@ -143,12 +143,14 @@ def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, a
         table.add_row(row.stage, str(row.steps or ""), f"{row.seconds / 60:.1f}", "  ".join(f"{k} {v:.3f}" for k, v in row.metrics.items()))
     table.add_row("all", "", f"{minutes:.1f}", "")
     Console().print(table)
-    scenes = found.scenes
+    labels = {
+        "typed": "unseen scenes, typed questions: right",
+        "spoken": "… questions by voices never heard",
+        "swapped": "… another scene's picture",
+        "majority": "… commonest answer of the kind of question",
+    }
     figures = [
-        ("unseen scenes, typed questions: right", scenes.typed.share, scenes.typed.interval),
-        ("… questions by voices never heard", scenes.spoken.share, scenes.spoken.interval),
-        ("… another scene's picture", scenes.swapped.share, scenes.swapped.interval),
-        ("… commonest answer of the kind of question", scenes.majority.share, scenes.majority.interval),
+        *((label, found.scenes[name]["share"], found.scenes[name]["share_95"]) for name, label in labels.items()),
         ("voices never heard: word errors of CTC", found.hearing.wer, found.hearing.wer_95),
     ]
     if found.speech is not None:

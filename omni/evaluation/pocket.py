@@ -4,7 +4,7 @@ its text."""
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ from omni.data.worlds.questions import is_right
 from omni.errors import DataError
 from omni.evaluation.asr import Clip, rates
 from omni.evaluation.judge import Judge
-from omni.evaluation.metrics import Rates, bootstrap_interval, error_rates, spread
+from omni.evaluation.metrics import Rates, bootstrap_interval, error_rates, normalise, spread
 from omni.inference.omni import GREEDY, Omni, Picture, Sound
 from omni.training.losses import ctc_nats
 
 BATCH = 32
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,57 +67,43 @@ def replies(omni: Omni, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
     return out
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Share of right answers, its 95 % bootstrap interval, the number of items, and the share by kind of question."""
-
-    share: float
-    interval: tuple[float, float]
-    items: int
-    by_kind: dict[str, float]
+def share(right: Sequence[bool]) -> Row:
+    """Of items that count alike."""
+    low, high = bootstrap_interval([float(r) for r in right])
+    return {"share": round(sum(right) / len(right), 4), "share_95": (round(low, 4), round(high, 4)), "items": len(right)}
 
 
-def accuracy(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Accuracy:
-    """Of replies to `questions`, by the answer slot."""
-    right = [float(is_right(q.answer, text)) for q, text in zip(questions, texts, strict=True)]
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for question, value in zip(questions, right, strict=True):
-        kinds[question.kind].append(value)
-    return Accuracy(sum(right) / len(right), bootstrap_interval(right), len(right), {k: sum(v) / len(v) for k, v in sorted(kinds.items())})
+def answers(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Row:
+    """How many are right, and right to the word, by kind of question too."""
+    exact = share([normalise(text) == normalise(q.sentence) for q, text in zip(questions, texts, strict=True)])
+    right = [is_right(q.answer, text) for q, text in zip(questions, texts, strict=True)]
+    kinds = sorted({q.kind for q in questions})
+    by_kind = {kind: share([r for q, r in zip(questions, right, strict=True) if q.kind == kind]) for kind in kinds}
+    return share(right) | {"exact": exact["share"], "exact_95": exact["share_95"], "by_kind": by_kind}
 
 
 @dataclass(frozen=True)
 class SceneResults:
-    """Accuracy by typed and by spoken question; and the baselines: another scene's picture, no picture, the commonest answer to
-    the kind of question."""
+    """Right answers to the typed and the spoken questions, beside the baselines: another scene's picture, no picture, the commonest answer to the kind of
+    question. `scores` has `answers` of each by name."""
 
-    typed: Accuracy
-    spoken: Accuracy
-    swapped: Accuracy
-    withheld: Accuracy
-    majority: Accuracy
+    scores: Row
     typed_replies: list[str]
     spoken_replies: list[str]
 
 
 def evaluate_scenes(omni: Omni, questions: Sequence[SceneQuestion]) -> SceneResults:
     """Answer every question in all ways. The swapped picture is that of the next question with another picture."""
-
-    own = replies(omni, [content(q.image, text=q.question) for q in questions])
-    spoken = replies(omni, [content(q.image, audio=q.spoken) for q in questions])
     others = [*questions[1:], questions[0]]
-    swapped = replies(omni, [content(other.image, text=q.question) for q, other in zip(questions, others, strict=True)])
-    withheld = replies(omni, [content(text=q.question) for q in questions])
     commonest = {kind: Counter(q.answer for q in questions if q.kind == kind).most_common(1)[0][0] for kind in {q.kind for q in questions}}
-    return SceneResults(
-        accuracy(questions, own),
-        accuracy(questions, spoken),
-        accuracy(questions, swapped),
-        accuracy(questions, withheld),
-        accuracy(questions, [commonest[q.kind] for q in questions]),
-        own,
-        spoken,
-    )
+    said = {
+        "typed": replies(omni, [content(q.image, text=q.question) for q in questions]),
+        "spoken": replies(omni, [content(q.image, audio=q.spoken) for q in questions]),
+        "swapped": replies(omni, [content(other.image, text=q.question) for q, other in zip(questions, others, strict=True)]),
+        "withheld": replies(omni, [content(text=q.question) for q in questions]),
+        "majority": [commonest[q.kind] for q in questions],
+    }
+    return SceneResults({name: answers(questions, texts) for name, texts in said.items()}, said["typed"], said["spoken"])
 
 
 @dataclass(frozen=True)
@@ -126,7 +114,7 @@ class SpeechFit:
     own: float
     other: float
     share: float
-    interval: tuple[float, float]
+    share_95: tuple[float, float]
     items: int
 
 
@@ -159,10 +147,10 @@ def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:
 
 @dataclass(frozen=True)
 class WorldResults:
-    """Right answers about unseen scenes, typed and by voices never heard; what CTC hears of held-out sentences by such voices; and, with a judge,
+    """Right answers about unseen scenes (`SceneResults.scores`), typed and by voices never heard; what CTC hears of held-out sentences by such voices; and, with a judge,
     what it hears when the model says held-out sentences."""
 
-    scenes: SceneResults
+    scenes: Row
     hearing: Rates
     speech: Rates | None
 
@@ -178,7 +166,7 @@ def evaluate_world(
     if judge is not None:
         speech = error_rates(said, judge.hear([spoken.waveform for spoken in omni.say_batch(said)]), said)
     return WorldResults(
-        evaluate_scenes(omni, scene_questions(data_dir, scenes)),
+        evaluate_scenes(omni, scene_questions(data_dir, scenes)).scores,
         rates(heard, [omni.transcribe(clip.audio) for clip in heard]),
         speech,
     )

@@ -96,13 +96,6 @@ def find(results: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def interval_of(results: Mapping[str, Any], path: str) -> Any:
-    """The interval beside it, if there is one."""
-    beside = find(results, f"{path}_95")
-    above, _, name = path.rpartition(".")
-    return find(results, f"{above}.interval".lstrip(".")) if beside is None and name == "share" else beside
-
-
 def shown(value: Any) -> str:
     """A figure in a table."""
     if isinstance(value, float):
@@ -125,17 +118,23 @@ def headlines(results: Mapping[str, Any]) -> str:
     for line in HEADLINES:
         value = find(results, line.path)
         if value is not None:
-            rows.append((line.text, shown(value), _range(interval_of(results, line.path)), line.bound(), line.kept(value)))
+            rows.append((line.text, shown(value), _range(find(results, f"{line.path}_95")), line.bound(), line.kept(value)))
     return table(("Measure", "Value", "95 %", "Bound", "Kept"), rows)
 
 
-def figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(dotted name, value, interval) of every figure; lists of anything else are left out."""
+def figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, value, interval or None) of every figure; lists of anything else are left out."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from figures(value, f"{prefix}{name}.")
         elif not isinstance(value, list | tuple):
-            yield prefix + name, shown(value), _range(interval_of(values, name))
+            yield prefix + name, value, values.get(f"{name}_95")
+
+
+def figure_table(title: str, values: Mapping[str, Any]) -> str:
+    """Of every figure; nothing if there is none."""
+    rows = [(name, shown(value), _range(interval)) for name, value, interval in figures(values)]
+    return table((title, "Value", "95 %"), rows) if rows else ""
 
 
 def report(results: Row) -> str:
@@ -151,15 +150,12 @@ def report(results: Row) -> str:
         table(("Component", "Parameters"), [(name, shown(n)) for name, n in results["parameters"].items()]),
         table(("Megabytes", ""), [(name, shown(n)) for name, n in results["megabytes"].items()]),
         "## Speed",
-        table(("Measure", "Value", "95 %"), list(figures(results["speed"]))),
+        figure_table("Measure", results["speed"]),
     ]
     for name, suite in results["suites"].items():
         parts.append(f"## Suite `{name}`: {suite['items']:,} items")
-        for section in ("metrics", "baselines", "ceilings"):
-            rows = list(figures(suite[section]))
-            if rows:
-                parts.append(table((section.capitalize(), "Value", "95 %"), rows))
-    return "\n\n".join(parts) + "\n"
+        parts += [figure_table(section.capitalize(), suite[section]) for section in ("metrics", "baselines", "ceilings")]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def machine(results: Row) -> str:
@@ -168,15 +164,9 @@ def machine(results: Row) -> str:
     return f"{m['device']}, {m['threads']} threads, torch {m['torch']}"
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Row:
-    """Nested figures by dotted names; lists are left out."""
-    out: Row = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{name}.")
-        elif not isinstance(value, list | tuple):
-            out[prefix + name] = value
-    return out
+def flat(values: Mapping[str, Any]) -> Row:
+    """Nested figures by dotted names."""
+    return {name: value for name, value, _ in figures(values)}
 
 
 # Of each suite: the figures that tuning must not worsen, and by which factor or by how much it may.

@@ -25,8 +25,8 @@ from omni.data.worlds.text import EMPTY_PICTURE, NO_PICTURE, NO_SOUND
 from omni.errors import DataError
 from omni.evaluation.asr import rates, speech_sets
 from omni.evaluation.judge import WHISPER_BASE, Judge, find_judge
-from omni.evaluation.metrics import bootstrap_interval, normalise, rounded_ratio, spread
-from omni.evaluation.pocket import BATCH, SceneQuestion, accuracy, content, evaluate_scenes, replies
+from omni.evaluation.metrics import normalise, rounded_ratio, spread
+from omni.evaluation.pocket import BATCH, SceneQuestion, answers, content, evaluate_scenes, replies, share
 from omni.evaluation.scenes import CLIPS, SCENES, AskedScene, Voices, asked_scenes, question_voices, scene_questions
 from omni.inference.omni import Omni
 
@@ -38,21 +38,6 @@ READER = "kathleen"  # the real one who is transcribed
 STATEMENT = STATEMENT_WORDINGS[1]
 
 Row = dict[str, Any]
-
-
-def share(right: Sequence[bool]) -> Row:
-    """Of items that count alike."""
-    low, high = bootstrap_interval([float(r) for r in right])
-    return {"share": round(sum(right) / len(right), 4), "share_95": (round(low, 4), round(high, 4)), "items": len(right)}
-
-
-def answers(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Row:
-    """How many are right, and right to the word, by kind of question too."""
-    exact = share([normalise(text) == normalise(q.sentence) for q, text in zip(questions, texts, strict=True)])
-    right = [is_right(q.answer, text) for q, text in zip(questions, texts, strict=True)]
-    kinds = sorted({q.kind for q in questions})
-    by_kind = {kind: share([r for q, r in zip(questions, right, strict=True) if q.kind == kind]) for kind in kinds}
-    return share(right) | {"exact": exact["share"], "exact_95": exact["share_95"], "by_kind": by_kind}
 
 
 def heard_answers(omni: Omni, questions: Sequence[SceneQuestion], texts: Sequence[str], judge: Judge) -> Row:
@@ -70,21 +55,21 @@ def evaluate_loop(omni: Omni, asked: list[AskedScene], voices: Voices, judge: Ju
     """Metrics, baselines and ceilings."""
     questions = scene_questions(asked, voices)
     scenes = evaluate_scenes(omni, questions)
-    typed = answers(questions, scenes.typed_replies)
+    typed = scenes.scores["typed"]
     others = [*questions[1:], questions[0]]
     other_asked = replies(omni, [content(q.image, audio=other.spoken) for q, other in zip(questions, others, strict=True)])
     by_voice = {name: _by_voice(omni, scene_questions(asked, voices, name), typed["share"]) for name in voices}
     metrics: Row = {
         "heard": heard_answers(omni, questions, scenes.spoken_replies, judge),
-        "read": answers(questions, scenes.spoken_replies),
+        "read": scenes.scores["spoken"],
         "typed": typed,
         "by_voice": by_voice,
         "most_points_under_typed": max(found["points_under_typed"] for found in by_voice.values()),
         "later": evaluate_later(omni, asked),
     }
     baselines: Row = {
-        **{name: asdict(getattr(scenes, name)) for name in ("swapped", "withheld", "majority")},
-        "swapped_question": asdict(accuracy(questions, other_asked)),
+        **{name: scenes.scores[name] for name in ("swapped", "withheld", "majority")},
+        "swapped_question": answers(questions, other_asked),
     }
     return metrics, baselines, {"right_answers_heard": heard_answers(omni, questions, [q.sentence for q in questions], judge)}
 

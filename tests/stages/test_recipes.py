@@ -76,7 +76,7 @@ def test_the_talker_says_what_the_shipped_thinker_thinks(small: None, tmp_path: 
 def test_what_a_recipe_made_is_measured_and_shown(small: None, tmp_path: Path) -> None:
     recipes.run_pocket("nano", tmp_path)
     found = evaluate_world(Omni.from_pretrained(tmp_path), tmp_path / "data", None, scenes=4, clips=4)
-    assert found.scenes.typed.items == found.scenes.spoken.items == 4
+    assert found.scenes["typed"]["items"] == found.scenes["spoken"]["items"] == 4
     assert found.hearing.wer > 0.5 and found.speech is None  # three updates teach nothing
     said = [row["text"] for row in open_rows(str(tmp_path / "data/voice.heldout.jsonl"), ("text",))]
     judge = SimpleNamespace(hear=lambda sounds: sorted(set(said))[: len(sounds)])
