@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 DECODERS = ("ctc", "ctc-beam", "thinker")
 WINDOW_S, OVERLAP_S = 20.0, 4.0  # of long recordings: windows overlap, and each answers for the part far from its ends
 GREEDY = Sampling()
+REPOSITORY = Path(__file__).parents[2]  # whose weights are the default
 CUT_OFF = "the reply was cut at the limit of its length (--max-new-tokens, or the context)"
 
 Picture = str | Path | Image.Image | Tensor  # a file, a picture, or pixels (3,H,W) as `to_pixels` makes them
@@ -75,7 +76,7 @@ class Omni:
         "neural", "griffin-lim", or None: the neural one if the checkpoint has one; what it is is logged and in `model.vocoder_name`."""
         folder = folder or Path(DEFAULT_CHECKPOINT)
         if folder == Path(DEFAULT_CHECKPOINT) and not folder.is_dir():
-            folder = Path(__file__).parents[2] / DEFAULT_CHECKPOINT  # the repository's, from wherever it is asked for
+            folder = REPOSITORY / DEFAULT_CHECKPOINT  # from wherever it is asked for
             if not folder.is_dir():
                 raise CheckpointError(
                     f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo-from-nothing` or `muomni train pocket --preset nano`, "
