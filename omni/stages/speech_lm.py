@@ -119,16 +119,25 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         return {"audio": words.audio_weight, "text": words.text_weight}
 
     def loss(self, model: MultimodalLLM, batch: MultimodalBatch, context: Context) -> dict[str, Term]:
-        """Σ weight · nats / Σ weight over the targets of the global batch."""
+        """Σ weight · nats / Σ weight over the targets of the global batch. While it speaks the text is known, and the model only decides when its
+        next id comes: there the nats are those of any text."""
         hidden = model.hidden_states(self._untold(model, batch.input_ids))
         weights = self._weights()
         whole = max(sum(weights[name] * context.totals.get(name, 0) for name in MODALITIES), 1e-9)
         terms = {}
         for name in MODALITIES:
-            term = next_token_loss(hidden, model.lm_head, self._labels(batch, name))
+            term = self._nats(model, hidden, batch, name)
             # the Trainer divides by the modality's own count: with this weight the quotient is the one above
             terms[name] = Term(term.sum, term.count, weights[name] * context.totals.get(name, 0) / whole)
         return terms
+
+    def _nats(self, model: MultimodalLLM, hidden: Tensor, batch: MultimodalBatch, modality: str) -> Term:
+        labels = self._labels(batch, modality)
+        due = _text_is_due(model, labels, modality)
+        term = next_token_loss(hidden, model.lm_head, labels.masked_fill(due, IGNORE))
+        logits = model.lm_head(hidden[due]).float()  # (N,V), N the texts' ids
+        any_text = (logits.logsumexp(-1) - logits[:, : model.vocabulary.text_size].logsumexp(-1)).sum()
+        return Term(term.sum + any_text, term.count + int(due.sum()))
 
     def _untold(self, model: MultimodalLLM, ids: Tensor) -> Tensor:
         """In training some codes are hidden, so that the model leans on the text when it speaks, and on more than one code when it hears."""
@@ -144,10 +153,10 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         for batch in batches:
             hidden = model.hidden_states(batch.input_ids)
             for name in MODALITIES:
-                labels = self._labels(batch, name)
-                nats[name] += next_token_loss(hidden, model.lm_head, labels).sum.item()
-                right[name] += _n_right(model, hidden, labels)
-                count[name] += int((labels != IGNORE).sum())
+                term = self._nats(model, hidden, batch, name)
+                nats[name] += term.sum.item()
+                right[name] += _n_right(model, hidden, self._labels(batch, name), name)
+                count[name] += int(term.count)
         weights = self._weights()
         whole = sum(weights[name] * count[name] for name in MODALITIES)
         metrics = {"loss": sum(weights[name] * nats[name] for name in MODALITIES) / max(whole, 1e-9)}
@@ -172,8 +181,17 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         return Export(tensors, config, components, self.tokenizer.serialized if self.tokenizer is not None else None, extra)
 
 
-def _n_right(model: MultimodalLLM, hidden: Tensor, labels: Tensor) -> int:
-    """How many of the labels (B,T) are the likeliest id, given the states (B,T,d)."""
+def _text_is_due(model: MultimodalLLM, labels: Tensor, modality: str) -> Tensor:
+    """(B,T): where text comes that is known."""
+    return (labels >= 0) & (labels < model.vocabulary.text_size) & (modality == "audio")
+
+
+def _n_right(model: MultimodalLLM, hidden: Tensor, labels: Tensor, modality: str) -> int:
+    """How many of the labels (B,T) are the likeliest id, given the states (B,T,d); of known text, any of text."""
     rows = (labels != IGNORE).nonzero(as_tuple=True)
-    pairs = zip(*(x[rows].split(max(1, CHUNK_LOGITS // model.config.vocab_size)) for x in (hidden, labels)), strict=True)
-    return sum(int((model.lm_head(h).argmax(-1) == y).sum()) for h, y in pairs)
+    due = _text_is_due(model, labels, modality)
+    right = 0
+    for h, y, known in zip(*(x[rows].split(max(1, CHUNK_LOGITS // model.config.vocab_size)) for x in (hidden, labels, due)), strict=True):
+        likeliest = model.lm_head(h).argmax(-1)
+        right += int(torch.where(known, likeliest < model.vocabulary.text_size, likeliest == y).sum())
+    return right
