@@ -21,14 +21,15 @@ QUERIES = 128  # in one block of causal attention; the keys behind a block are n
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:
     """q (B,H,T,D), k and v (B,K,S,D) → (B,H,T,D). `causal`: query t sees keys 0…t (then T = S); `mask` (B,1,T,S) is true where a query
-    may look, None for everywhere."""
-    assert not causal or (mask is None and q.shape[2] == k.shape[2])
+    may look, None for everywhere (with `causal`: 0…t; with both, every query may look somewhere and none ahead)."""
+    assert not causal or q.shape[2] == k.shape[2]
     if q.device.type != "cpu" or q.shape[2] == 1:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+        plainly = causal and mask is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=plainly, enable_gqa=q.shape[1] != k.shape[1])
     groups = q.shape[1] // k.shape[1]
     q = (q * q.shape[3] ** -0.5).unflatten(1, (-1, groups))  # (B, K, G, T, D)
     if causal:
-        out = _Causal.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        out = _Causal.apply(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), mask)
         assert isinstance(out, Tensor)
         return out.view(len(k), -1, *out.shape[2:])
     scores = q.flatten(2, 3) @ k.mT  # (B, K, G·T, S): one product for all heads that share a key
@@ -44,15 +45,18 @@ class _Causal(torch.autograd.Function):
     block's keys and values to their full length."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (N,G,T,D), scaled, k and v (N,T,D), with N = B·K → (N,G,T,D)."""
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """q (N,G,T,D), scaled, k and v (N,T,D), with N = B·K; mask (B,1,T,T) → (N,G,T,D)."""
         n, groups, length, width = q.shape
         future = torch.full((QUERIES, QUERIES), -math.inf, dtype=q.dtype).triu_(1)
         out, weights = torch.empty_like(q), []
         for start in range(0, length, QUERIES):
             end = min(start + QUERIES, length)
             scores = torch.bmm(q[:, :, start:end].reshape(n, -1, width), k[:, :end].mT)  # (N, G·t, end)
-            scores.view(n, groups, -1, end)[..., start:] += future[: end - start, : end - start]
+            if mask is None:
+                scores.view(n, groups, -1, end)[..., start:] += future[: end - start, : end - start]
+            else:
+                scores.view(len(mask), -1, end - start, end).masked_fill_(~mask[:, :, start:end, :end], -math.inf)
             weights.append(scores.softmax(-1))
             out[:, :, start:end] = torch.bmm(weights[-1], v[:, :end]).view(n, groups, -1, width)
         ctx.save_for_backward(q, k, v, *weights)
@@ -60,7 +64,7 @@ class _Causal(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         q, k, v, *weights = ctx.saved_tensors
         n, groups, length, width = q.shape
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -71,4 +75,4 @@ class _Causal(torch.autograd.Function):
             dq[:, :, start:end] = torch.bmm(dscores, k[:, :end]).view(n, groups, -1, width)
             dk[:, :end] += torch.bmm(dscores.mT, q_rows)
             dv[:, :end] += torch.bmm(p.mT, g_rows)
-        return dq, dk, dv
+        return dq, dk, dv, None

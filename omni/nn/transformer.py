@@ -124,7 +124,8 @@ class Attention(nn.Module):
         q, k = qk.split((heads, kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # (B, K, S, D)
-        y = attention(q, k, v, causal=self.shape.causal and mask is None and length > 1, mask=mask)
+        square = cache is None or mask is None  # otherwise the mask says what the rows of a cache have seen
+        y = attention(q, k, v, causal=self.shape.causal and square and length > 1, mask=mask)
         return self.out(y.transpose(1, 2).reshape(batch, length, -1))
 
 

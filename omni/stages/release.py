@@ -105,7 +105,15 @@ def _dialogues(folders: Folders) -> Iterable[Row]:
 # How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
 MANY_VOICES = {"kathleen": 3, "heart": 1, "espeak": 1, "flite": 1, "piper": 1, "world": 1 / 6}
 VOICES: dict[str, float] = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}  # those that the model is to speak with
-LM_VOICES = {"told": 1, "heart": 1, "teacher": 1, "kathleen": 3, "cast": 1, "piper": 1, "flite": 1 / 8}  # the speech LM speaks with the first three
+LM_VOICES = {
+    "told": 1,
+    "heart": 1,
+    "teacher": 1,
+    "kathleen": 3,
+    "cast": 1,
+    "piper": 1,
+    "flite": 1 / 8,
+}  # the speech LM speaks with the first three
 VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}

@@ -40,6 +40,17 @@ def test_gradients_through_a_padding_mask_are_those_of_torchs_attention() -> Non
     assert not got[1][1, :, 4:].any()
 
 
+@pytest.mark.parametrize("length", [3, QUERIES, 2 * QUERIES + 5])
+def test_gradients_where_causal_queries_may_not_look_everywhere_are_those_of_torchs_attention(length: int) -> None:
+    parts = inputs(length)
+    index = torch.arange(length)
+    shared = torch.tensor([length // 3, length // 2])[:, None, None, None]  # keys that all see; of the others a query sees its own kind
+    mask = (index[:, None] >= index) & ((index < shared) | (index[:, None] % 2 == index % 2))
+    ours, theirs = attention(*parts, causal=True, mask=mask), F.scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradients(ours, parts), gradients(theirs, parts))
+
+
 def test_bfloat16_is_within_one_percent_of_float64() -> None:
     exact, rough = inputs(300), inputs(300, torch.bfloat16)
     outs = [(out := attention(*parts, causal=True), *gradients(out, parts)) for parts in (exact, rough)]
