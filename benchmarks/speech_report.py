@@ -40,6 +40,12 @@ def percent(row: Result | None, rate: str) -> str:
     return f"{100 * row[rate]:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
+def points(row: Result) -> str:
+    """How much more, with its interval."""
+    low, high = row["points_95"]
+    return f"{row['points']:.1f} ({low:.1f}–{high:.1f})"
+
+
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
     """Markdown."""
     yield f"| {' | '.join(head)} |"
@@ -63,10 +69,17 @@ def tts_tables(result: Result) -> Iterator[str]:
                 cells = [name.replace("_", " ")]
                 for length in ("short", "long"):
                     found = row.get(length)
-                    heard = found and found[judge]
+                    heard = found and found.get(judge)  # not every judge hears everything
                     cells += [str(found["items"]) if found else "", percent(heard, "wer"), percent(heard, "cer")]
-                rows.append([*cells, percent(row["unseen_words"][judge] if row["unseen_words"]["words"] else None, "missed")])
+                rows.append([*cells, percent(row["unseen_words"].get(judge) if row["unseen_words"]["words"] else None, "missed")])
             yield from table(["", "short", "WER", "CER", "long", "WER", "CER", "unseen words missed"], rows)
+        for length, found in metrics.get("over_recordings", {}).items():
+            over = ", ".join(f"{points(found[judge])} ({judge})" for judge in found if judge != "items")
+            yield f"On {found['items']} {length} sentences that its reader has recorded, points of WER over the recordings: {over}.\n"
+        replies = metrics["replies"]
+        if replies["items"]:
+            (heard,) = (found for found in replies.values() if isinstance(found, dict))
+            yield f"{replies['items']} texts of 60 words and more: {replies['cut']} not said to their end, WER {percent(heard, 'wer')} %.\n"
         twice = metrics["repeated"]
         yield (
             f"Of {metrics['items']} sentences {metrics['runaways']} ran away and {metrics['early_stops']} ended early; {twice['same']} of {twice['items']} "
@@ -85,11 +98,14 @@ def codec_tables(result: Result) -> Iterator[str]:
             [
                 name.replace("_", " "),
                 *(f"{row[m]:.3f}" if m in row else "" for m in ("stoi", "pesq")),
-                *(percent(row[j], "wer") for j in judges),
+                *(percent(row.get(j), "wer") for j in judges),
             ]
             for name, row in systems.items()
         ]
         yield from table(["", "STOI", "PESQ", *(f"WER %, {judge}" for judge in judges)], rows)
+        for name, row in systems.items():
+            if "over_recordings" in row:
+                yield f"{name.replace('_', ' ')}: {points(row['over_recordings'])} points of WER over the recordings ({judges[0]}).\n"
         degraded = {k: row for k, row in metrics["codebooks"].items() if k != "items"}
         yield from table(
             ["codebooks", *degraded],

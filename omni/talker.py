@@ -136,11 +136,6 @@ class TalkerTiny(nn.Module):
         nn.init.normal_(self.begin, std=0.02)
         nn.init.constant_(self.duration.bias, math.log(USUAL))
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The blocks of the transformer over frames."""
-        return self.transformer.blocks
-
     def make_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache for so many frames (default: the context)."""
         return self.transformer.make_cache(batch_size, max_length or self.config.context_length)

@@ -198,7 +198,7 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
     from omni.evaluation.report import KEPT, forgotten
     from omni.evaluation.speed import measure_speech
     from omni.omni_model import COMPONENTS, MORE_COMPONENTS
-    from omni.parameters import parameter_table
+    from omni.parameters import count, parameter_table
 
     earlier = {name: read_json(before / f"{name}.json") for name in KEPT} if before is not None else {}
     for name in (*COMPONENTS, *MORE_COMPONENTS):
@@ -211,7 +211,7 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
         note(f"suite {name}")
         suites[name] = _measure(name, omni, replace(chosen, limit=FAST[name]) if fast else chosen, again=False)
     sizes = parameter_table(omni.model)
-    speaking = sum(sizes.components.get(name, 0) for name in ("talker", "codec", "vocoder"))
+    speaking = sum(count(getattr(omni.model, name)) for name in ("talker", "codec", "vocoder"))
     assert omni.folder is not None, "a model from a folder"
     return {
         "suite": ALL,

@@ -1,5 +1,5 @@
-"""What the codec and the vocoders keep of real speech: held-out clips of every reader apart, kathleen, lj (on whom nothing trains) and the
-synthetic teacher heart, each beside the recordings themselves.
+"""What the codec and the vocoders keep of real speech: held-out clips of kathleen, and of lj (on whom nothing trains), each beside the recordings
+themselves.
 
 STOI (Taal et al. 2011) and wide-band PESQ (ITU-T P.862.2) compare with the recording, sample by sample; the judges' error rates ask whether the
 words survive. `mel` stands for a vocoder that is given the recording's own log-mel, `codec` for one that is given what the codes say of it.

@@ -45,7 +45,9 @@ class CodecStage(OmniStage[SpeechBatch]):
         return speech_splits(self.run, self.config)
 
     def prepare(self, model: OmniModel, batch: SpeechBatch) -> None:
-        model.codec.initialise(batch.mel, batch.mel_lengths)
+        """The codebooks of a new codec start from its first batch."""
+        if "codec" not in self.sources:
+            model.codec.initialise(batch.mel, batch.mel_lengths)
 
     def counts(self, batch: SpeechBatch) -> dict[str, int]:
         frames = int(batch.mel_lengths.sum())

@@ -276,7 +276,7 @@ def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
 
 GPT_RATE = 4e-3  # the best of the three
 ALIGNER = "audio-more"  # the step whose audio encoder says where words are to be cut,
-LISTENER = "audio-spliced"  # and the one that codec and Talker learn with
+LISTENER = "audio-spliced"  # and the one that the codec learns with
 HEARING, SEEING, TUNED = "audio-told", "vision-more", "sft-remembering"  # whose audio encoder, vision encoder and Thinker ship
 
 

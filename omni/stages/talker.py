@@ -50,7 +50,9 @@ class TalkerStage(OmniStage[TalkerBatch]):
         return talker_splits(self.run, self.config, self.require_tokenizer())
 
     def prepare(self, model: OmniModel, batch: TalkerBatch) -> None:
-        """Codes start as the vectors that they mean, where these are as wide."""
+        """Codes start as the vectors that they mean, where these are as wide; those of a trained Talker stay what it has learned."""
+        if "talker" in self.sources:
+            return
         for weight, meaning in zip(model.talker.code_emb.parameters(), model.codec.rvq.vectors(), strict=True):
             if meaning.shape == weight.shape:
                 weight.data.copy_(meaning / meaning.square().mean().sqrt().clamp(min=1e-6) / weight.shape[1] ** 0.5)

@@ -12,7 +12,8 @@ import torch
 from omni.chat import render_reply
 from omni.cli.app import main
 from omni.errors import CheckpointError, ConfigError, DataError
-from omni.evaluation import speed, tts
+from omni.evaluation import codec, speed, tts
+from omni.evaluation.asr import Clip
 from omni.evaluation.sentences import Sentence, write_list
 from omni.evaluation.speed import OTHER, clocked, measure_speech, stages
 from omni.evaluation.tts import Examination, evaluate_ceilings, is_cut, is_runaway, repeated, say, states_zeroed, tts_suite
@@ -184,3 +185,19 @@ def test_bench_speech_prints_one_object(speaker, brief, monkeypatch, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["what"] == "speech"
     assert set(result["metrics"]) == set(speed.SpeechSpeed.__dataclass_fields__)
+
+
+def test_the_page_about_speech_has_every_figure_whoever_heard_it(suite, speaker, sounds, tmp_path, monkeypatch, told_judge) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import speech_report
+
+    judges = [told_judge([t.lower() for t in TEXTS]), told_judge([t.lower() for t in TEXTS])]
+    judges[1].name = "whisper-tiny.en"  # hears some of it only
+    monkeypatch.setattr(tts, "find_judges", lambda environment: judges)
+    page = "\n".join(speech_report.tts_tables(suite()))
+    assert page.count("Voice `kathleen`, heard by") == 2 and "| states zeroed |" in page and "| mel neural |" in page
+    assert "On 2 short sentences that its reader has recorded, points of WER over the recordings: 0.0 (0.0–0.0) (whisper-base), 0.0" in page
+    monkeypatch.setattr(codec, "speech_sets", lambda data: {reader: [Clip(sounds[0], TEXTS[0], TEXTS[0])] for reader in ("kathleen", "lj")})
+    monkeypatch.setattr(codec, "find_judges", lambda environment: judges)
+    page = "\n".join(speech_report.codec_tables(json.loads(json.dumps(codec.codec_suite(speaker, tmp_path)))))
+    assert page.count("codec griffin lim: ") == 2 and "WER %, whisper-tiny.en" in page

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from omni.checkpoint import load_model
 from omni.config import RunConfig
 from omni.evaluation.metrics import greedy_ctc
 from omni.stages import STAGES
@@ -151,3 +152,15 @@ def test_instruction_tuning_answers_its_pictures_and_clips_and_not_others(nano_r
     assert exact(batch) == (4, 4)
     assert exact(replace(batch, pixels=batch.pixels.roll(1, 0)))[0] < 4
     assert exact(replace(batch, mel=batch.mel.roll(1, 0), mel_lengths=batch.mel_lengths.roll(1, 0)))[1] < 4
+
+
+@pytest.mark.parametrize(("stage", "component"), [("talker", "talker"), ("codec", "codec")])
+def test_what_has_been_learned_is_not_begun_anew(nano_run: Run, trained: Callable[[str], str], stage: str, component: str) -> None:
+    """A run that starts from a trained Talker or codec keeps its codes: only a new one takes them from the codec, or from its first batch."""
+    before = load_model(trained(stage)).tensors
+    run = nano_run(stage, "voice", init_from=(trained("text"), trained("codec"), trained(stage)), out="unused")
+    again = STAGES[stage](run)
+    splits, model = again.build_data(), again.build_model()
+    again.prepare(model, splits.collate([splits.train[i] for i in range(8)]))
+    kept = model.tensors([component])
+    assert kept and all(torch.equal(kept[name], tensor) for name, tensor in before.items() if name.startswith(f"{component}."))
