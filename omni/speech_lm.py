@@ -29,6 +29,7 @@ from omni.inference.sampling import Sampling, sample
 from omni.inference.speech import LONGEST_CLAUSE, Speech, clauses
 from omni.parameters import count
 from omni.speech_tokens import AudioTokenizer, Frame, Grammar, Option, ScaleLayout, SpeechVocabulary, TextTokenizer, is_forced
+from omni.spoken import spoken_form
 from omni.thinker import ThinkerLM
 from omni.tokenizer import BPETokenizer
 
@@ -139,7 +140,7 @@ class MultimodalLLM(ThinkerLM):
     def _speaking(self, text: Sequence[int], voice: str | None, sampling: Sampling, most_frames: int | None) -> _Line:
         own, words = self.vocabulary, self.speech_config
         if not text:
-            raise DataError("there is nothing to say: the text is empty")
+            raise DataError("there is nothing to say: the text has no words")
         if not 0 <= min(text) <= max(text) < own.text_size:
             wrong = min(text) if min(text) < 0 else max(text)
             raise DataError(f"text id {wrong} is outside the model's text vocabulary of {own.text_size}")
@@ -330,9 +331,9 @@ class SpeechLM:
         return (self._speech(self._ids([part], [voice], sampling)[0], sampling) for part in self._parts(text))
 
     def _parts(self, text: str) -> list[str]:
-        text = " ".join(text.split())
+        text = spoken_form(text)
         if not text:
-            raise DataError("there is nothing to say: the text is empty")
+            raise DataError("there is nothing to say: the text has no words")
         return [text] if len(text) <= LONGEST_CLAUSE else clauses(text)
 
     def _ids(self, parts: Sequence[str], voices: Sequence[str | None], sampling: Sampling) -> list[list[int]]:

@@ -20,6 +20,7 @@ from omni.errors import ConfigError, DataError
 from omni.inference.sampling import Sampling, sample
 from omni.nn.kv_cache import KVCache
 from omni.omni_model import OmniModel
+from omni.spoken import ABBREVIATIONS, spoken_form
 from omni.talker import SLOTS
 from omni.tokenizer import BPETokenizer
 from omni.vocoder import LOUDEST, NeuralVocoder, VocoderStream
@@ -57,7 +58,7 @@ def clauses(text: str, longest: int = LONGEST_CLAUSE) -> list[str]:
             out.append(current)
             current = ""
         current = f"{current} {word}" if current else word
-        if len(current) >= SHORTEST_CLAUSE and word.rstrip(CLOSING).endswith(tuple(CLAUSE_ENDS)):
+        if len(current) >= SHORTEST_CLAUSE and word.rstrip(CLOSING).endswith(tuple(CLAUSE_ENDS)) and word not in ABBREVIATIONS:
             out.append(current)
             current = ""
     if current and out and len(current) < SHORTEST_CLAUSE and len(out[-1]) + 1 + len(current) <= longest:
@@ -95,10 +96,11 @@ class Line:
         # an unfinished text may end in half a word, and what comes may join its last clause
         known = clauses(self.text) if last else clauses(self.text.rpartition(" ")[0])[:-1]
         for clause in known[self._n_known :]:
-            self._parts += self.speaker.fitting(clause)
+            for said in clauses(spoken_form(clause)):
+                self._parts += self.speaker.fitting(said)
         self._n_known = len(known)
-        if last and not known:
-            raise DataError("there is nothing to say: the text is empty")
+        if last and not self._parts:
+            raise DataError("there is nothing to say: the text has no words")
 
     @property
     def next_clause(self) -> str | None:

@@ -176,6 +176,14 @@ def test_clauses_end_at_punctuation_and_are_not_tiny():
     assert all(len(c) >= SHORTEST_CLAUSE for c in clauses(LONG))
 
 
+def test_what_is_written_is_said_in_words(omni):
+    written, words = omni.say("Mr. Fox pays $2.50 at 9:30."), omni.say("Mister Fox pays two dollars and fifty cents at nine thirty.")
+    assert torch.equal(written.codes, words.codes)
+    assert clauses("The man in the house is Mr. Fox, they say to all of us now.")[0].endswith("Mr. Fox,")
+    with pytest.raises(DataError, match="nothing to say"):
+        omni.say("* * *")
+
+
 def test_long_texts_are_said_whole(omni):
     text = " ".join(["The circle is red"] * 40)
     assert len(clauses(text)) > 4
