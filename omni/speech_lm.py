@@ -140,7 +140,7 @@ class MultimodalLLM(ThinkerLM):
     def _speaking(self, text: Sequence[int], voice: str | None, sampling: Sampling, most_frames: int | None) -> _Line:
         own, words = self.vocabulary, self.speech_config
         if not text:
-            raise DataError("there is nothing to say: the text has no words")
+            raise DataError("there is nothing to say: the text is empty")
         if not 0 <= min(text) <= max(text) < own.text_size:
             wrong = min(text) if min(text) < 0 else max(text)
             raise DataError(f"text id {wrong} is outside the model's text vocabulary of {own.text_size}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from omni.config import RunConfig, parse
 from omni.data import release
@@ -21,6 +22,9 @@ from omni.training.trainer import train
 
 torch.set_num_threads(1)  # two test processes share two cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# the same examples every time, however slow the machine is
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

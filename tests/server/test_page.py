@@ -84,7 +84,7 @@ def test_a_picture_a_typed_and_a_spoken_question(page: Any, media: Path) -> None
     wait(lambda: audio.get_attribute("data-samples"))
     assert int(audio.get_attribute("data-samples")) > 2400
     assert float(audio.get_attribute("data-peak")) > 0.001  # it went through the element's stream
-    assert page.execute_script("return arguments[0].duration", audio) > 0.1  # and can be heard again
+    wait(lambda: (page.execute_script("return arguments[0].duration", audio) or 0) > 0.1)  # and can be heard again
     view = find(page, "#view").text
     assert "image" in view and "first sound" in view
     assert page.find_elements("css selector", "#view img.seen")
@@ -100,7 +100,7 @@ def test_a_picture_a_typed_and_a_spoken_question(page: Any, media: Path) -> None
 
 
 def test_it_can_be_used_with_the_keyboard_and_read_aloud(page: Any) -> None:
-    assert page.switch_to.active_element.get_attribute("id") == "text"
+    wait(lambda: page.switch_to.active_element.get_attribute("id") == "text")
     unnamed = page.execute_script(
         "return [...document.querySelectorAll('button, input, select, textarea, [role], img')].filter(e => !e.hidden && e.checkVisibility()"
         " && !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length || e.getAttribute('alt') !== null"
