@@ -37,6 +37,11 @@ def load_audio(path: str | Path, sample_rate_hz: int = 16_000) -> np.ndarray:
     return decode_audio(path.read_bytes(), str(path), sample_rate_hz)
 
 
+def resampled(waveform: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
+    """(n,) → float32 (m,) of the same sound at `to_hz`."""
+    return waveform if rate_hz == to_hz else soxr.resample(waveform, rate_hz, to_hz).astype(np.float32)
+
+
 def decode_audio(data: bytes, name: str, sample_rate_hz: int = 16_000, max_s: float | None = None) -> np.ndarray:
     """Like `load_audio`, from the bytes of a file; `name` is used in errors. A sound of more than `max_s` seconds raises DataError before it
     is decoded; whatever its header says, no more than that is."""
@@ -63,7 +68,7 @@ def decode_audio(data: bytes, name: str, sample_rate_hz: int = 16_000, max_s: fl
         raise DataError(f"{name}: the audio is empty (0 samples)")
     if not np.isfinite(wave).all():
         raise DataError(f"{name}: the audio has samples that are not finite numbers")
-    return wave if rate == sample_rate_hz else soxr.resample(wave, rate, sample_rate_hz).astype(np.float32)
+    return resampled(wave, rate, sample_rate_hz)
 
 
 def save_audio(target: str | Path | BinaryIO, waveform: np.ndarray | Tensor, sample_rate_hz: int, *, format: str | None = None) -> None:

@@ -20,7 +20,6 @@ from omni.checkpoint import SavedModel, find_checkpoint, load_model
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.omni_model import OmniModel
 from omni.speech_tokens import ScaleLayout
-from omni.vocoder import LOUDEST
 
 Sound = str | Path | np.ndarray | Tensor  # a file, or a waveform (n,) at the tokenizer's sample rate
 Ids = Sequence[int] | Tensor
@@ -96,7 +95,7 @@ class CodecTokenizer:
         if not codes[0]:
             return np.zeros(0, np.float32)
         frames = torch.tensor(codes, device=self.model.log_mel.window.device).T[None]  # (1, F, K)
-        return self.model.vocoder(self.model.codec.decode(frames).clamp(max=LOUDEST))[0].float().cpu().numpy()
+        return self.model.vocoder(self.model.codec.decode(frames))[0].float().cpu().numpy()
 
 
 class SNACTokenizer:
@@ -154,20 +153,11 @@ def _load_snac(name: str) -> Any:
             raise CheckpointError(f"{folder / file}: no such file; a SNAC model is {' and '.join(SNAC_FILES)}")
     if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise CheckpointError(f"{name}: no such folder, and not a hub name such as hubertsiuzdak/snac_24khz")
-    from huggingface_hub.errors import HTTPError  # of a proxy, and of a broken connection
+    from huggingface_hub.errors import HTTPError
 
-    try:
+    try:  # files that are no model, a hub that cannot be reached, proxies and broken connections
         return SNAC.from_pretrained(name)
-    except (
-        HTTPError,
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:  # hub, JSON and torch
+    except (EOFError, ValueError, RuntimeError, TypeError, KeyError, pickle.UnpicklingError, OSError, HTTPError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if folder.is_dir():
             raise CheckpointError(f"{folder}: not a SNAC model ({reason})") from None

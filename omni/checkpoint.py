@@ -32,6 +32,7 @@ from omni.config import ModelConfig, parse, released
 from omni.errors import CheckpointError
 
 FORMAT = 1
+REPOSITORY = Path(__file__).parents[1]
 PART_BYTES = 16 * 2**20 - 2**16  # a part with its header stays under 16 MiB
 CONFIG, TOKENIZER, INDEX = "config.json", "tokenizer.model", "model.safetensors.index.json"
 STATE_TENSORS, STATE_VALUES = "training_state.safetensors", "training_state.json"
@@ -242,6 +243,15 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
 
 def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def default_checkpoint(name: str, advice: str) -> Path:
+    """The folder `name` of weights that are there for whoever names none: below the working directory, or else in the repository. Raises
+    CheckpointError with `advice` how to get one."""
+    for folder in (Path(name), REPOSITORY / name):
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(f"{name}: no such checkpoint; {advice}, and name its folder with --ckpt")
 
 
 def find_checkpoint(folder: str | Path) -> Path:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from omni.audio_tokenizers import CodecTokenizer, Ids, SNACTokenizer, Sound, id_list, waveform_of
-from omni.checkpoint import SavedModel, find_checkpoint, load_into, load_model
+from omni.checkpoint import SavedModel, default_checkpoint, find_checkpoint, load_into, load_model
 from omni.config import DEFAULT_SPEECH_LM, SpeechLMConfig, ThinkerConfig
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.inference.omni import GREEDY, placed
@@ -260,12 +260,8 @@ class SpeechLM:
     ) -> SpeechLM:
         """Load a model folder or a training run's best onto `device`, in float32. The tokenizers are those that are saved with it, unless others
         are given. Raises CheckpointError when it is missing or damaged, or has no tokenizer with it and none is given."""
-        if folder is None and not Path(DEFAULT_SPEECH_LM).is_dir():
-            raise CheckpointError(
-                f"{DEFAULT_SPEECH_LM}: no such checkpoint; train one with `muomni train speech-lm --config configs/speech_lm_tiny.json`, "
-                "and name its folder with --ckpt"
-            )
-        saved = load_model(find_checkpoint(folder or DEFAULT_SPEECH_LM))
+        advice = "train one with `muomni train speech-lm --config configs/speech_lm_tiny.json`"
+        saved = load_model(find_checkpoint(folder or default_checkpoint(DEFAULT_SPEECH_LM, advice)))
         model = placed(MultimodalLLM.from_saved(saved), device)
         where = model.tok_emb.weight.device
         if text_tokenizer is None:

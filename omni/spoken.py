@@ -25,8 +25,6 @@ MOST_DIGITS = 9  # longer numbers are read digit by digit, as are those that beg
 def spoken_form(text: str) -> str:
     """`text` in words, with single spaces; empty if there is nothing to say. "It's $3.50 at 7:05 pm." → "It's three dollars and fifty cents at seven oh
     five pee em." """
-    for abbreviation, words in ABBREVIATIONS.items():
-        text = re.sub(rf"(?<![A-Za-z]){re.escape(abbreviation)}", words, text)
     for pattern, say in RULES:
         text = pattern.sub(say, text)
     text = re.sub(r"\s+([,;:.?!])", r"\1", " ".join(text.split()))
@@ -34,7 +32,8 @@ def spoken_form(text: str) -> str:
 
 
 @cache
-def _words_of(number: str, group: int = 0, ordinal: bool = False) -> str:
+def words_of(number: str, group: int = 0, ordinal: bool = False) -> str:
+    """A number in words; with `group` digit by digit (1) or in pairs (2), as telephone numbers and years are read; or as an ordinal."""
     import inflect  # takes a tenth of a second
 
     engine = inflect.engine()
@@ -47,12 +46,12 @@ def _number(digits: str) -> str:
     """A number without sign, thousands parted by commas or not."""
     whole, point, part = digits.replace(",", "").partition(".")
     if len(whole) > MOST_DIGITS or (whole.startswith("0") and len(whole) > 1):
-        words = _words_of(whole, group=1)
+        words = words_of(whole, group=1)
     elif "," not in digits and not point and len(whole) == 4 and int(whole) in YEARS and int(whole) % 1000 > 9:
-        words = _words_of(whole, group=2) if whole[2:] != "00" else f"{_words_of(whole[:2])} hundred"
+        words = words_of(whole, group=2) if whole[2:] != "00" else f"{words_of(whole[:2])} hundred"
     else:
-        words = _words_of(whole)
-    return f"{words} point {_words_of(part, group=1)}" if point else words
+        words = words_of(whole)
+    return f"{words} point {words_of(part, group=1)}" if point else words
 
 
 def _money(found: re.Match[str]) -> str:
@@ -61,25 +60,26 @@ def _money(found: re.Match[str]) -> str:
     if len(part) != 2:
         return f"{_number(found['amount'])} {one if found['amount'] == '1' else many}"
     said = f"{_number(whole)} {one if whole == '1' else many}"
-    return said if part == "00" else f"{said} and {_words_of(part.lstrip('0'))} {hundredth if part == '01' else hundredths}"
+    return said if part == "00" else f"{said} and {words_of(part.lstrip('0'))} {hundredth if part == '01' else hundredths}"
 
 
 def _time(found: re.Match[str]) -> str:
-    said, minute, half = _words_of(found["hour"]), found["minute"].lstrip("0"), found["half"]
+    said, minute, half = words_of(found["hour"]), found["minute"].lstrip("0"), found["half"]
     if minute:
-        said += f" {'oh ' if found['minute'][0] == '0' else ''}{_words_of(minute)}"
+        said += f" {'oh ' if found['minute'][0] == '0' else ''}{words_of(minute)}"
     elif not half:
         said += " o'clock"
     return f"{said} {HALVES[half[0].lower()]}" if half else said
 
 
 RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(f"(?<![A-Za-z])(?:{'|'.join(map(re.escape, ABBREVIATIONS))})"), lambda m: ABBREVIATIONS[m[0]]),
     (re.compile(r"[’‘]"), lambda m: "'"),
     (re.compile(r"(?P<currency>[$€£])\s?(?P<amount>\d[\d,]*(?:\.\d+)?)"), _money),
     (re.compile(r"\b(?P<hour>1?\d|2[0-3]):(?P<minute>[0-5]\d)(?:\s?(?P<half>[ap]\.?m\b\.?))?", re.IGNORECASE), _time),
     (re.compile(r"\b(?P<hour>1[0-2]|[1-9])(?P<minute>)\s?(?P<half>[ap]\.?m\b)", re.IGNORECASE), _time),
-    (re.compile(r"\b(\d{3})[ -](\d{3})[ -](\d{4})\b"), lambda m: ", ".join(_words_of(part, group=1) for part in m.groups())),
-    (re.compile(r"\b(\d+)(?:st|nd|rd|th)\b"), lambda m: _words_of(m[1], ordinal=True)),
+    (re.compile(r"\b(\d{3})[ -](\d{3})[ -](\d{4})\b"), lambda m: ", ".join(words_of(part, group=1) for part in m.groups())),
+    (re.compile(r"\b(\d+)(?:st|nd|rd|th)\b"), lambda m: words_of(m[1], ordinal=True)),
     (re.compile(r"(?<![\w.])-(?=\d)"), lambda m: "minus "),
     (re.compile(r"\d[\d,]*(?:\.\d+)?(?<!,)"), lambda m: f" {_number(m[0])} "),
     (re.compile("[" + re.escape("".join(SIGNS)) + "]"), lambda m: f" {SIGNS[m[0]]} "),

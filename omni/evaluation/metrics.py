@@ -16,32 +16,9 @@ import torch
 from torch import Tensor
 
 from omni.characters import BLANK_ID, decode_characters
+from omni.spoken import words_of
 
 T = TypeVar("T")
-
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 def spread(items: Sequence[T], limit: int | None) -> list[T]:
@@ -51,8 +28,7 @@ def spread(items: Sequence[T], limit: int | None) -> list[T]:
 
 
 def _spelled(number: re.Match[str]) -> str:
-    n = int(number.group())
-    return _ONES[n] if n < 20 else _TENS[n // 10 - 2] + (f" {_ONES[n % 10]}" if n % 10 else "")
+    return words_of(str(int(number.group()))).replace("-", " ")
 
 
 def normalise(text: str) -> str:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soxr
 
-from omni.audio import load_audio
+from omni.audio import load_audio, resampled
 from omni.data.release import UNSEEN_READERS
 from omni.errors import DataError
 from omni.evaluation.asr import Clip, rates, speech_sets
@@ -36,8 +35,7 @@ Row = dict[str, Any]
 
 def audible(model: SpeechLM, waveform: np.ndarray) -> np.ndarray:
     """(n,) at the model's rate → (n,) at the judges'."""
-    rate = model.sample_rate_hz
-    return waveform if rate == RATE_HZ else soxr.resample(waveform, rate, RATE_HZ)
+    return resampled(waveform, model.sample_rate_hz, RATE_HZ)
 
 
 def evaluate_speaking(model: SpeechLM, voice: str | None, sentences: Sequence[Sentence], exam: Examination) -> tuple[Row, Row]:

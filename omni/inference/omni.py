@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omni.audio import load_audio
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
-from omni.checkpoint import find_checkpoint, load_model
+from omni.checkpoint import default_checkpoint, find_checkpoint, load_model
 from omni.config import DEFAULT_CHECKPOINT
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.image import load_image, to_pixels, video_frames
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 DECODERS = ("ctc", "ctc-beam", "thinker")
 WINDOW_S, OVERLAP_S = 20.0, 4.0  # of long recordings: windows overlap, and each answers for the part far from its ends
 GREEDY = Sampling()
-REPOSITORY = Path(__file__).parents[2]  # whose weights are the default
 CUT_OFF = "the reply was cut at the limit of its length (--max-new-tokens, or the context)"
 
 Picture = str | Path | Image.Image | Tensor  # a file, a picture, or pixels (3,H,W) as `to_pixels` makes them
@@ -74,15 +73,8 @@ class Omni:
         """Load a model folder, or a training run's best, onto `device` ("auto" or None: a GPU if there is one), in float32. Raises
         CheckpointError when it is missing, damaged or of another shape, ConfigError for a device that cannot be used. `vocoder`:
         "neural", "griffin-lim", or None: the neural one if the checkpoint has one; what it is is logged and in `model.vocoder_name`."""
-        folder = folder or Path(DEFAULT_CHECKPOINT)
-        if folder == Path(DEFAULT_CHECKPOINT) and not folder.is_dir():
-            folder = REPOSITORY / DEFAULT_CHECKPOINT  # from wherever it is asked for
-            if not folder.is_dir():
-                raise CheckpointError(
-                    f"{DEFAULT_CHECKPOINT}: no such checkpoint; make one with `make demo-from-nothing` or `muomni train pocket --preset nano`, "
-                    "and name its folder with --ckpt"
-                )
-        saved = load_model(find_checkpoint(folder))
+        advice = "make one with `make demo-from-nothing` or `muomni train pocket --preset nano`"
+        saved = load_model(find_checkpoint(folder or default_checkpoint(DEFAULT_CHECKPOINT, advice)))
         model = placed(OmniModel.from_saved(saved, vocoder), device)
         parameters, where = sum(p.numel() for p in model.parameters()), model.log_mel.window.device
         log.info("loaded %s: %s, %s parameters, on %s", saved.folder, ", ".join(model.components), f"{parameters:,}", where)

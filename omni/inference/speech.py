@@ -23,7 +23,7 @@ from omni.omni_model import OmniModel
 from omni.spoken import ABBREVIATIONS, spoken_form
 from omni.talker import SLOTS
 from omni.tokenizer import BPETokenizer
-from omni.vocoder import LOUDEST, NeuralVocoder, VocoderStream
+from omni.vocoder import NeuralVocoder, VocoderStream
 
 BATCH = 32  # texts that are decoded together
 SHORTEST_CLAUSE, LONGEST_CLAUSE = 20, 160  # characters
@@ -144,12 +144,12 @@ class Line:
         """All that has been said, at once."""
         model = self.speaker.model
         codes = torch.tensor(self.all_codes, device=model.talker.begin.device)
-        return self._speech(model.vocoder(model.codec.decode(codes[None]).clamp(max=LOUDEST)), codes)
+        return self._speech(model.vocoder(model.codec.decode(codes[None])), codes)
 
     def _piece(self, vocoder: VocoderStream, end: int) -> Speech:
         codec = self.speaker.model.codec
         codes = torch.tensor(self.all_codes, device=self.speaker.model.talker.begin.device)
-        sound = vocoder.push(codec.decode_span(codes[None], self._n_sounded, end).clamp(max=LOUDEST))
+        sound = vocoder.push(codec.decode_span(codes[None], self._n_sounded, end))
         if self.done:
             sound = torch.cat((sound, vocoder.finish()), dim=-1)
         start, self._n_sounded = self._n_sounded, end

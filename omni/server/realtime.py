@@ -18,6 +18,7 @@ from fastapi import APIRouter, WebSocket
 from pydantic import Field, ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketDisconnected, WebSocketState
 
+from omni.audio import resampled
 from omni.chat import Message
 from omni.errors import OmniError
 from omni.inference.sampling import Sampling
@@ -404,7 +405,7 @@ class Conversation:
                     raise ApiError(
                         400, f"{param}.audio: empty, or longer than {self.service.settings.max_audio_s:g} s", param, "invalid_audio"
                     )
-                wave = soxr.resample(samples, PCM_RATE_HZ, self.service.sample_rate_hz).astype(np.float32)
+                wave = resampled(samples, PCM_RATE_HZ, self.service.sample_rate_hz)
                 parts.append({"type": "audio", "audio": wave})
             else:
                 parts.append({"type": "text", "text": part.text or ""})

@@ -36,7 +36,7 @@ def test_a_saved_model_answers_like_the_one_in_memory(omni, checkpoint, media, c
 
 def test_without_a_checkpoint_the_error_says_how_to_get_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("omni.inference.omni.REPOSITORY", tmp_path / "installed")
+    monkeypatch.setattr("omni.checkpoint.REPOSITORY", tmp_path / "installed")
     with pytest.raises(CheckpointError, match=r"checkpoints/omni-tiny.*make demo.*muomni train pocket --preset nano.*--ckpt"):
         Omni.from_pretrained()
     with pytest.raises(CheckpointError, match="nowhere"):
@@ -45,7 +45,7 @@ def test_without_a_checkpoint_the_error_says_how_to_get_one(tmp_path, monkeypatc
 
 def test_the_default_is_the_repositorys_wherever_one_is(checkpoint, tmp_path, monkeypatch):
     shutil.copytree(checkpoint, tmp_path / "repository/checkpoints/omni-tiny")
-    monkeypatch.setattr("omni.inference.omni.REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr("omni.checkpoint.REPOSITORY", tmp_path / "repository")
     monkeypatch.chdir(tmp_path)
     assert Omni.from_pretrained().folder == tmp_path / "repository/checkpoints/omni-tiny"
 
