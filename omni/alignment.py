@@ -14,6 +14,7 @@ from omni.audio import SILENCE
 from omni.characters import BLANK_ID, N_CHARACTERS
 
 IMPOSSIBLE = -1e30
+SLOTS = 4  # of a frame of codes
 PRIOR_WEIGHT = 0.3  # of the diagonal, which shows an aligner that knows nothing where to begin; more would forbid long pauses
 BLANK_LOGIT = -1.0  # of the blank between characters that CTC must have (Badlani et al. 2022)
 

@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni.alignment import Aligner
+from omni.alignment import SLOTS, Aligner
 from omni.characters import N_CHARACTERS
 from omni.config import CodecConfig, TalkerConfig
 from omni.nn.kv_cache import KVCache
 from omni.nn.transformer import RMSNorm, Transformer, TransformerShape
 
-SLOTS = 4  # of a frame
 LONGEST = 75  # slots that a character may last: a pause of 1.5 s
 USUAL = 3.35  # English read aloud: about 15 characters a second
 

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from omni.alignment import SLOTS
 from omni.characters import N_CHARACTERS
 from omni.config import CodecConfig, TalkerConfig
-from omni.talker import LONGEST, SLOTS, USUAL, Conditioning, TalkerTiny
+from omni.talker import LONGEST, USUAL, Conditioning, TalkerTiny
 
 torch.set_num_threads(1)
 

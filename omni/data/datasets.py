@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omni.alignment import SLOTS
 from omni.audio import SILENCE, LogMel, decode_audio
 from omni.characters import encode_characters
 from omni.chat import DESCRIBE, MediaBudget, Message, Rendered, Reply, parts_of, render, render_reply
@@ -186,29 +187,40 @@ class SpeechDataset(ManifestDataset[SpeechExample]):
 def infeasible_clips(rows: Manifests, config: ModelConfig) -> list[int]:
     """The rows whose text does not fit into the CTC slots of their sound (Graves et al. 2006: a character that follows itself needs a blank
     between)."""
-    found, audio, encoder = [], config.audio, config.audio_encoder
+    encoder = config.audio_encoder
+    return _too_short(rows, config.audio, encoder.downsample, encoder.ctc_slots, lambda text: slots_needed(encode_characters(text)))
+
+
+def _too_short(rows: Manifests, audio: AudioConfig, stride: int, slots: int, needed: Callable[[str], int]) -> list[int]:
+    """The rows of fewer slots, so many in every `stride` mel frames, than are `needed` for their text."""
+    found = []
     for index in range(len(rows)):
         row, source, number = rows[index]
         with _at(source, number):
             duration_s = _number(row, "duration_s")
             if duration_s is None:
                 duration_s = _duration_s(*media_bytes(source, row["audio"]))
-        mel_frames = -(-round(duration_s * audio.sample_rate_hz) // audio.hop_samples)
-        if -(-mel_frames // encoder.downsample) * encoder.ctc_slots < slots_needed(encode_characters(row["text"])):
-            found.append(index)
+            mel_frames = -(-round(duration_s * audio.sample_rate_hz) // audio.hop_samples)
+            if -(-mel_frames // stride) * slots < needed(row["text"]):
+                found.append(index)
     return found
 
 
 def without_infeasible_clips(rows: Manifests, config: ModelConfig) -> Manifests:
     """The rows whose characters can be found in their sound; the others are counted and reported. Raises DataError when none is left."""
-    infeasible = set(infeasible_clips(rows, config))
-    if not infeasible:
+    return _without(infeasible_clips(rows, config), rows)
+
+
+def _without(too_short: list[int], rows: Manifests) -> Manifests:
+    if not too_short:
         return rows
-    found = f"{len(infeasible)} of {len(rows)} clips are too short for their text, the first at {rows[min(infeasible)][1].where(rows[min(infeasible)][2])}"
-    if len(infeasible) == len(rows):
+    _, source, number = rows[too_short[0]]
+    found = f"{len(too_short)} of {len(rows)} clips are too short for their text, the first at {source.where(number)}"
+    if len(too_short) == len(rows):
         raise DataError(f"{found}: none is left")
     log.warning("%s: left out", found)
-    return rows.choose([index for index in range(len(rows)) if index not in infeasible])
+    left_out = set(too_short)
+    return rows.choose([index for index in range(len(rows)) if index not in left_out])
 
 
 def slots_needed(targets: list[int]) -> int:
@@ -280,7 +292,9 @@ class TalkerDataset(ManifestDataset[TalkerExample]):
     """Rows {"audio", "text", "speaker"?, "duration_s"?}; a row without speaker is the first voice. Raises DataError for an unknown one."""
 
     def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, data: DataConfig) -> None:
-        super().__init__(without_infeasible_clips(without_long_clips(rows, data.max_audio_s), config))
+        rows = without_long_clips(rows, data.max_audio_s)
+        too_short = _too_short(rows, config.audio, config.codec.stride, SLOTS, lambda text: len(encode_characters(f" {text} ")))
+        super().__init__(_without(too_short, rows))
         self.config, self.tokenizer = config, tokenizer
         self._mel = MelReader(config, data)
         for index in range(len(self.rows)):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from omni.alignment import SLOTS
 from omni.audio import load_audio
 from omni.characters import encode_characters
 from omni.errors import DataError
@@ -30,7 +31,7 @@ from omni.evaluation.sentences import LENGTHS, LIST, Sentence, check_held_out, l
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.inference.speech import Speech
-from omni.talker import SLOTS, USUAL
+from omni.talker import USUAL
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from omni.alignment import SLOTS
 from omni.chat import Reply, render_reply
 from omni.errors import ConfigError, DataError
 from omni.inference.sampling import Sampling, sample
 from omni.nn.kv_cache import KVCache
 from omni.omni_model import OmniModel
 from omni.spoken import ABBREVIATIONS, spoken_form
-from omni.talker import SLOTS
 from omni.tokenizer import BPETokenizer
 from omni.vocoder import NeuralVocoder, VocoderStream
 

@@ -12,10 +12,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from omni.alignment import SLOTS
 from omni.characters import encode_characters
 from omni.config import ModelConfig
 from omni.omni_model import OmniModel
-from omni.talker import SLOTS
 
 Shape = tuple[int, ...]
 DOCUMENTED_PRESET = "tiny"

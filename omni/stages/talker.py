@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from omni.alignment import durations, forward_sum
+from omni.alignment import SLOTS, durations, forward_sum
 from omni.data.collate import IGNORE, TalkerBatch
 from omni.errors import DataError
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import talker_splits
-from omni.talker import SLOTS, TalkerOutput
+from omni.talker import TalkerOutput
 from omni.training.stage import Context, Splits, Term
 
 

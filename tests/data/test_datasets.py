@@ -261,6 +261,15 @@ def test_an_unknown_speaker_is_found_before_training_and_none_is_the_first_voice
         talker(folder, tokenizer, [{"audio": name, "text": "a"}, {"audio": name, "text": "a", "speaker": "carl"}])
 
 
+def test_a_clip_too_short_for_its_characters_and_the_silence_around_them_is_left_out(folder, tokenizer, caplog):
+    name = folder.clip("a.wav", 0.16)  # two frames: eight slots
+    data = talker(folder, tokenizer, [{"audio": name, "text": "abcdef"}, {"audio": name, "text": "abcdefg"}])
+    assert len(data) == 1 and data[0].text == "abcdef"
+    assert f"1 of 2 clips are too short for their text, the first at {folder.root}/m.jsonl:2: left out" in caplog.text
+    with pytest.raises(DataError, match="1 of 1 clips are too short for their text.*none is left"):
+        talker(folder, tokenizer, [{"audio": name, "text": "abcdefg"}])
+
+
 # --- conversations
 
 
