@@ -13,6 +13,7 @@ B batch  C characters  F frames  K codebooks  N codebook size  d model width  w 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -171,6 +172,14 @@ class TalkerTiny(nn.Module):
         k = earlier.shape[-1]
         x = states + self.embed_codes(earlier)
         return self.rest_out[k - 1](x + self.rest_mix[k - 1](x)) @ self.code_emb[k].weight.T  # type: ignore[operator]
+
+    def choose(self, states: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """States (B,d) of a frame → its codes (B,K), the first by the state, each later one by the codes before it too. `pick` takes a code of
+        every row by its logits: (B,N) → (B,)."""
+        codes = pick(self.first_logits(states))[:, None]
+        for _ in range(1, self.codec.n_codebooks):
+            codes = torch.cat((codes, pick(self.rest_logits(states, codes))[:, None]), dim=1)
+        return codes
 
     def step(self, history: Tensor, conditions: Tensor, cache: KVCache) -> Tensor:
         """The embedded codes of the frame before (or `begin`) and what the next frame is to say, both (B,d) → its state (B,d)."""

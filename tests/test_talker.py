@@ -57,10 +57,7 @@ def greedy(model: TalkerTiny, conditioning: Conditioning, durations: list[torch.
     cache = model.make_cache(len(durations))
     history, out = model.begin.expand(len(durations), -1), []
     for frame in range(frames):
-        state = model.step(history, conditions[:, frame], cache)
-        codes = model.first_logits(state).argmax(-1, keepdim=True)
-        for _ in range(1, model.codec.n_codebooks):
-            codes = torch.cat((codes, model.rest_logits(state, codes).argmax(-1, keepdim=True)), dim=1)
+        codes = model.choose(model.step(history, conditions[:, frame], cache), lambda logits: logits.argmax(-1))
         out.append(codes)
         history = model.embed_codes(codes)
     return torch.stack(out, dim=1)

@@ -262,7 +262,12 @@ class SpeechBatch:
         history = torch.stack([talker.embed_codes(torch.tensor(c[0], device=talker.begin.device)) if c else talker.begin for c in told])
         conditions = torch.stack([line.conditions[len(line.codes)] for line in self._speaking if line.conditions is not None])
         state = talker.step(history, conditions, self._cache)
-        for line, codes in zip(self._speaking, self._choose(state, self._speaking), strict=True):
+
+        def picked(logits: Tensor) -> Tensor:
+            rows = zip(logits, self._speaking, strict=True)
+            return torch.tensor([sample(row, line.sampling, (), line.generator) for row, line in rows], device=logits.device)
+
+        for line, codes in zip(self._speaking, talker.choose(state, picked).tolist(), strict=True):
             line.codes.append(codes)
             line.all_codes.append(codes)
         for line in [line for line in self._speaking if not line.in_clause]:
@@ -330,13 +335,3 @@ class SpeechBatch:
             conditions = pad_sequence([none if line.conditions is None else line.conditions for line in lines], batch_first=True)
             talker.read(pad_sequence(codes, batch_first=True), conditions, cache, lengths)
         return cache
-
-    def _choose(self, state: Tensor, lines: list[Line]) -> list[list[int]]:
-        """The K codes of a frame for every state (B,d)."""
-        talker = self.model.talker
-        chosen: list[list[int]] = [[] for _ in lines]
-        for k in range(self.model.config.codec.n_codebooks):
-            logits = talker.rest_logits(state, torch.tensor(chosen, device=state.device)) if k else talker.first_logits(state)
-            for codes, row, line in zip(chosen, logits, lines, strict=True):
-                codes.append(sample(row, line.sampling, (), line.generator))
-        return chosen

@@ -163,15 +163,14 @@ class Tracer:
         yield Step("what each frame is to say", (1, *conditions.shape), None, "the characters in its four slots")
         cache = talker.make_cache(1)
         codes = torch.empty(1, 0, codec.n_codebooks, dtype=torch.long)
-        history = talker.begin[None]
+        history, logits_shapes = talker.begin[None], []
+
+        def likeliest(logits: Tensor) -> Tensor:
+            logits_shapes.append(tuple(logits.shape))
+            return logits.argmax(-1)
+
         for frame in range(frames):
-            state = talker.step(history, conditions[frame : frame + 1], cache)
-            first = talker.first_logits(state)
-            code = first.argmax(-1, keepdim=True)
-            rest = None
-            while code.shape[1] < codec.n_codebooks:
-                rest = talker.rest_logits(state, code)
-                code = torch.cat((code, rest.argmax(-1, keepdim=True)), dim=1)
+            code = talker.choose(talker.step(history, conditions[frame : frame + 1], cache), likeliest)
             codes = torch.cat((codes, code[:, None]), dim=1)
             history = talker.embed_codes(code)
         yield Step(
@@ -180,9 +179,9 @@ class Tracer:
             (1, 1, 192),
             "begin is a vector; the document's zero codes are a valid sound",
         )
-        yield Step("logits of the first codebook", tuple(first.shape), (1, 128))
-        if rest is not None:
-            yield Step("logits of the next codebook", tuple(rest.shape), (1, 128))
+        yield Step("logits of the first codebook", logits_shapes[0], (1, 128))
+        if codec.n_codebooks > 1:
+            yield Step("logits of the next codebook", logits_shapes[1], (1, 128))
         why = f"the characters decide how long: {n_characters} of 60 ms are {frames} frames, 10 tokens are not 300"
         yield Step("codes", tuple(codes.shape), (1, 301, 2), why)
         mel = model.codec.decode(codes)
