@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_cached_is_uncached_and_batched_is_single(model: MultimodalLLM, sampling
     assert written == [model.generate_text(c, sampling=sampling) for c in clips]
     for ids, text in zip(clips, written, strict=True):
         assert [i for i in by_full_passes(model, model._hearing(ids, sampling)) if i in v.text] == text
-    assert len({tuple(row) for row in said}) > 1 and any(written)
+    assert any(ids[1:-1] for ids in said) and any(written)
 
 
 def test_a_seed_decides(model: MultimodalLLM) -> None:
@@ -163,8 +164,10 @@ def test_a_seed_decides(model: MultimodalLLM) -> None:
 
 
 def test_text_and_sound_reach_what_is_generated(model: MultimodalLLM) -> None:
-    said = {tuple(model.generate_audio([n, 5, 9], sampling=FREE, most_frames=6)) for n in range(5)}
-    written = {tuple(model.generate_text(clip(model, 5, seed=n), sampling=FREE)) for n in range(5)}
+    model = deepcopy(model)
+    model.norm.weight.data *= 50  # the choices of random weights are clear ones
+    said = {tuple(model.generate_audio([n, 5, 9], sampling=GREEDY, most_frames=6)) for n in range(5)}
+    written = {tuple(model.generate_text(clip(model, 5, seed=n), sampling=GREEDY)) for n in range(5)}
     assert len(said) > 1 and len(written) > 1
 
 

@@ -63,4 +63,7 @@ def sample(logits: Tensor, sampling: Sampling, seen: Sequence[int], generator: t
         probabilities[sampling.top_k :] = 0.0
     before = probabilities.cumsum(0) - probabilities  # nucleus (Holtzman et al. 2019): keep the first that reach top_p together
     probabilities[before >= sampling.top_p] = 0.0
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    kept = torch.zeros_like(probabilities).scatter_(
+        0, order, probabilities
+    )  # by id: two of a kind may change ranks with the size of a batch
+    return int(torch.multinomial(kept, 1, generator=generator))

@@ -129,7 +129,7 @@ class Worker:
         """Raises Overloaded or ShuttingDown if a job would not be accepted now: worth asking before a request costs anything."""
         if not self.healthy:
             raise ShuttingDown("the server is shutting down")
-        n_jobs = len(self.waiting) + len(self.running)
+        n_jobs = len(self.waiting) + len({*self.running, *self._starting})
         if n_jobs >= self.max_batch + self.max_queue:
             raise Overloaded(max(1, min(round(n_jobs / self.max_batch * self.mean_job_s), round(self.time_limit_s))))
 
@@ -202,6 +202,7 @@ class Worker:
         for job in starting:
             job.mark("started")
         self.running += starting
+        self._starting = []
         if self._batch is not None and self._batch.drafts:
             self._batch.step()
         self._read([job for job in starting if job.prompt is not None])
