@@ -52,7 +52,7 @@ def all_rng_states(device: torch.device) -> dict[str, Tensor]:
 def set_all_rng_states(states: dict[str, Tensor], device: torch.device) -> None:
     """Undo of `all_rng_states`."""
     has_gauss, gauss, cached = states["gauss"].tolist()
-    torch.set_rng_state(states["torch"])
+    torch.set_rng_state(states["torch"].clone())  # of a view, such as a row of several processes' states, torch 2.13 reads behind the end
     random.setstate((3, tuple(states["python"].tolist()), gauss if has_gauss else None))
     *keys, position, numpy_has_gauss = states["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, numpy_has_gauss, cached))

@@ -77,6 +77,16 @@ def test_one_process_continues_what_two_began(runs: Path, tmp_path: Path, kind: 
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5)
 
 
+def test_two_processes_continue_what_two_began(runs: Path, tmp_path: Path) -> None:
+    name = "ddp-ToyStage"
+    shutil.copytree(runs / name / "checkpoints" / STEP, tmp_path / name / "checkpoints" / STEP)
+    run_processes([{"out_dir": str(tmp_path / name), "train": {"micro_batch_size": 2, "parallel": "ddp"}}], tmp_path, n=2)
+    files = [Path("checkpoints/step-00000008", file) for file in ("model.safetensors", "training_state.safetensors")]
+    for file in files:  # random states too
+        expected = load_file(runs / name / file)
+        assert all(torch.equal(t, expected[key]) for key, t in load_file(tmp_path / name / file).items())
+
+
 def test_the_parameter_nobody_used_is_left_alone(runs: Path) -> None:
     for name in ("one-ToyStage", "ddp-ToyStage", "fsdp-ToyStage"):
         before, after = state(runs / name, STEP), state(runs / name)
