@@ -43,12 +43,9 @@ class Settings:
 def _text(omni: Omni, chosen: Settings) -> dict[str, Any]:
     from omni.evaluation.text import text_suite
     from omni.stages.plain_gpt import load_plain_gpt
-    from omni.tokenizer import BPETokenizer
 
-    if chosen.baseline is None:
-        return text_suite(omni, chosen.data, limit=chosen.limit)
-    gpt = load_plain_gpt(chosen.baseline)
-    return text_suite(omni, chosen.data, limit=chosen.limit, baseline=(gpt, BPETokenizer(chosen.baseline / "tokenizer.model")))
+    baseline = load_plain_gpt(chosen.baseline) if chosen.baseline is not None else None
+    return text_suite(omni, chosen.data, limit=chosen.limit, baseline=baseline)
 
 
 def _asr(omni: Omni, chosen: Settings) -> dict[str, Any]:
@@ -175,16 +172,17 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
     from omni.checkpoint import write_json
     from omni.evaluation.judge import runs_folder
 
-    digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.baseline), str(chosen.judge))).encode())
-    weights = (file for kind in ("*.json", "*.safetensors", "*.model") for file in model.folder.glob(kind))
-    items = (file for folder in (chosen.data, Path("evaluation_data")) for file in folder.rglob("*.jsonl*"))
+    digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.judge))).encode())
+    models = (model.folder, *([chosen.baseline] if chosen.baseline is not None else []))
+    weights = (file for folder in models for kind in ("*.json", "*.safetensors", "*.model") for file in folder.glob(kind))
+    items = (file for folder in (chosen.data, Path("evaluation_data")) for kind in ("*.jsonl*", "*.txt*") for file in folder.rglob(kind))
     for file in (*sorted(weights), *sorted(items), *sorted(Path(omni.__file__).parent.rglob("*.py"))):
         digest.update(file.read_bytes())
     kept = runs_folder() / "evaluated" / f"{suite}-{digest.hexdigest()[:16]}.json"
     if not again and kept.exists():
         note(f"suite {suite}: measured before ({kept})")
         return read_json(kept)
-    result = SUITES[suite](model, chosen)
+    result = SUITES[suite](model, chosen) | {"machine": machine()}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result)
     return result

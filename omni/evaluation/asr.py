@@ -3,6 +3,9 @@
 The sets are the held-out sentences of a real reader (kathleen) and of the synthetic teacher (heart), a real reader on whom nothing trains (lj),
 and unseen synthetic voices (voices, and voice-… each).
 
+No sentence is in the training speech, but some are in the text that the Thinker, which is the language model of the beam search, has read. So the
+search has its error rates without them too.
+
 B batch  F encoder frames"""
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,9 +30,11 @@ from omni.characters import encode_characters
 from omni.data.datasets import slots_needed
 from omni.data.manifests import open_rows
 from omni.data.release import READERS, speech_rows
+from omni.data.split import normalised
 from omni.errors import DataError
 from omni.evaluation.judge import Judge
 from omni.evaluation.metrics import ErrorRate, Rates, error_rates, greedy_ctc, normalise, spread
+from omni.evaluation.sentences import training_text
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords
 from omni.inference.omni import Omni
 
@@ -38,6 +43,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 16
 VOICES = Path("evaluation_data/voices")
+HEARD_EARLY = ("festival-kal_diphone", "festival-cmu_us_slt_arctic_hts")  # speakers whom the shipped weights heard once, by another engine
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,8 @@ def speech_sets(data: Path) -> Sets:
 
 
 def voice_sets(folder: Path) -> Sets:
-    """All clips of the manifests {"audio", "text", "speaker"} in `folder` as the set `voices`, and a set for every voice. Raises DataError for a
-    folder without manifests."""
+    """The clips of the manifests {"audio", "text", "speaker"} in `folder` as the set `voices`, without speakers heard early, and a set for every
+    voice. Raises DataError for a folder without manifests."""
     sets: Sets = defaultdict(list)
     manifests = sorted(folder.glob("*.jsonl"))
     if not manifests:
@@ -74,15 +80,17 @@ def voice_sets(folder: Path) -> Sets:
         rows = open_rows(str(manifest), ("audio", "text", "speaker"))
         for row in rows:
             clip = Clip(rows.path(row["audio"]), row["text"], row["text"])
-            for name in ("voices", f"voice-{row['speaker']}"):
-                sets[name].append(clip)
+            sets[f"voice-{row['speaker']}"].append(clip)
+            if row["speaker"] not in HEARD_EARLY:
+                sets["voices"].append(clip)
     return dict(sorted(sets.items(), key=lambda item: (item[0] != "voices", item[0])))
 
 
 @dataclass(frozen=True)
 class Hearing:
     """One set. `infeasible`: clips with fewer character slots than their text needs. `times_real_time` and `beam_times_real_time`: seconds
-    of sound per second of work; the first from files to text, greedily in batches, the second the search alone, clip by clip."""
+    of sound per second of work; the first from files to text, greedily in batches, the second the search alone, clip by clip. `read`: clips whose
+    sentence the Thinker has read in training, and `beam_unread` the rates of the others."""
 
     items: int
     hours: float
@@ -92,6 +100,8 @@ class Hearing:
     greedy: Rates
     beam_times_real_time: float | None = None
     beam: Rates | None = None
+    read: int | None = None
+    beam_unread: Rates | None = None
 
 
 def rates(clips: Sequence[Clip], heard: Sequence[str]) -> Rates:
@@ -137,16 +147,21 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None) -> Hearing:
-    """Error rates of greedy decoding, and of `search` if there is one. Raises DataError for no clip and for one that cannot be read."""
+def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None, read: Set[str] = frozenset()) -> Hearing:
+    """Error rates of greedy decoding, and of `search` if there is one, whose language model has `read` some texts. Raises DataError for no clip and
+    for one that cannot be read."""
     if not clips:
         raise DataError("there is no clip to hear in the set")
     heard = _hear(omni, clips)
-    beam, beam_pace = None, None
+    beam, beam_pace, n_read, beam_unread = None, None, None, None
     if search is not None:
         start = time.perf_counter()
         texts = [search(x)[0].text for x in heard.log_probabilities]
         beam, beam_pace = rates(clips, texts), round(heard.audio_s / (time.perf_counter() - start), 1)
+        unread = [i for i, clip in enumerate(clips) if clip.text not in read]
+        n_read = len(clips) - len(unread)
+        if n_read and unread:
+            beam_unread = rates([clips[i] for i in unread], [texts[i] for i in unread])
     return Hearing(
         items=len(clips),
         hours=round(heard.audio_s / 3600, 4),
@@ -156,19 +171,21 @@ def evaluate_set(omni: Omni, clips: Sequence[Clip], search: BeamSearch | None) -
         greedy=rates(clips, heard.texts),
         beam_times_real_time=beam_pace,
         beam=beam,
+        read=n_read,
+        beam_unread=beam_unread,
     )
 
 
-def evaluate_asr(omni: Omni, sets: Sets, *, judge: Judge | None = None) -> dict[str, Any]:
-    """The suite's result over `sets`. The beam is left out for a checkpoint without a Thinker. `judge`: the recognizer whose rates become the
-    ceilings. Raises DataError for no set or an empty one."""
+def evaluate_asr(omni: Omni, sets: Sets, *, judge: Judge | None = None, read: Set[str] = frozenset()) -> dict[str, Any]:
+    """The suite's result over `sets`. The beam is left out for a checkpoint without a Thinker, which has `read` some texts in training. `judge`: the
+    recognizer whose rates become the ceilings. Raises DataError for no set or an empty one."""
     empty = [name for name, clips in sets.items() if not clips]
     if empty or not sets:
         raise DataError(f"nothing to hear: {'no set' if not sets else 'no clip in ' + ', '.join(empty)}")
     search = omni.beam_search if "thinker" in omni.model.components else None
     metrics, ceilings = {}, {}
     for name, clips in sets.items():
-        metrics[name] = {key: value for key, value in asdict(evaluate_set(omni, clips, search)).items() if value is not None}
+        metrics[name] = {key: value for key, value in asdict(evaluate_set(omni, clips, search, read)).items() if value is not None}
         if judge is not None:
             ceilings[name] = asdict(rates(clips, judge.hear([clip.audio for clip in clips])))
         log.info("%s: WER %.4f of %d clips", name, metrics[name]["greedy"]["wer"], len(clips))
@@ -184,8 +201,10 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Judge | None = None) -> dict[
 
 def asr_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Judge | None = None, voices: Path = VOICES) -> dict[str, Any]:
     """Every set of the data folder and of the folder of unseen voices, which the repository holds; `limit` clips of each."""
-    sets = speech_sets(data) | voice_sets(voices)
-    return evaluate_asr(omni, {name: spread(clips, limit) for name, clips in sets.items()}, judge=judge)
+    sets = {name: spread(clips, limit) for name, clips in (speech_sets(data) | voice_sets(voices)).items()}
+    text = training_text(data)
+    read = {clip.text for clips in sets.values() for clip in clips if f" {normalised(clip.text)} " in text}
+    return evaluate_asr(omni, sets, judge=judge, read=read)
 
 
 @dataclass(frozen=True)

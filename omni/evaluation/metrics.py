@@ -102,6 +102,13 @@ def chance_at(labels: Sequence[str], k: int) -> float:
     return sum(1 - math.comb(n - counts[label], k) / math.comb(n, k) for label in labels) / max(n, 1) if k < n else 1.0
 
 
+def collisions(labels: Sequence[str], batch_size: int) -> float:
+    """The share of the rows of random batches whose label another row of their batch has too."""
+    n, counts = len(labels), Counter(labels)
+    found = sum(count * (1 - (1 - (count - 1) / max(n - 1, 1)) ** (min(batch_size, n) - 1)) for count in counts.values())
+    return found / max(n, 1)
+
+
 def bootstrap_interval(values: Sequence[float], *, rounds: int = 1000, seed: int = 0) -> tuple[float, float]:
     """95 % percentile interval of the mean over items (Efron & Tibshirani 1993, §13)."""
     generator = random.Random(seed)

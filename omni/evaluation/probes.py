@@ -7,7 +7,7 @@
                          six; a colour that is absent, shared, or too near the middle is not asked about
 
 Each is read from the CLS vector ("cls"), from the mean of all patches ("mean") and from the patches averaged over a grid of 7 x 7
-("grid"). Accuracy is over all questions; `balanced` is the mean recall of every class of every question (the majority answer scores 1 / classes);
+("grid"); "chosen" is what the held-back training scenes chose of the three. Accuracy is over all questions; `balanced` is the mean recall of every class of every question (the majority answer scores 1 / classes);
 `exact` demands all answers about a scene.
 
 N scenes  F features  Q questions  K classes"""
@@ -135,15 +135,17 @@ class LinearProbe:
         return (self._normed(x) @ self.weight).view(-1, *self.shape).argmax(-1)
 
 
-def fit(x: Tensor, targets: Tensor, n_classes: int) -> LinearProbe:
-    """The probe whose penalty is the best on the scenes held back, trained on all."""
+def fit(x: Tensor, targets: Tensor, n_classes: int) -> tuple[LinearProbe, int]:
+    """The probe whose penalty is the best on the scenes held back, trained on all; and how many answers about those were right."""
     back = torch.arange(len(x)) % HELD_BACK == 0
 
-    def held_back_accuracy(penalty: float) -> float:
+    def right(penalty: float) -> int:
         guesses = LinearProbe(x[~back], targets[~back], n_classes, penalty)(x[back])
-        return float((guesses == targets[back]).sum())
+        return int((guesses == targets[back]).sum())
 
-    return LinearProbe(x, targets, n_classes, max(PENALTIES, key=held_back_accuracy))
+    n_right = {penalty: right(penalty) for penalty in PENALTIES}
+    best = max(PENALTIES, key=lambda penalty: n_right[penalty])
+    return LinearProbe(x, targets, n_classes, best), n_right[best]
 
 
 def majority(targets: Tensor, n_classes: int) -> Tensor:
@@ -183,10 +185,13 @@ def evaluate_probes(omni: Omni, *, limit: int | None = None) -> dict[str, dict[s
         truth = targets[test]
         common = majority(targets[~test], probe.n_classes)
         baselines[name] = scores(common.expand_as(truth), truth, probe.n_classes)
-        metrics[name] = {}
+        metrics[name], n_right = {}, {}
         for kind, x in inputs.items():
-            guesses = fit(x[fits][~test], targets[~test], probe.n_classes)(x[fits][test])
+            fitted, n_right[kind] = fit(x[fits][~test], targets[~test], probe.n_classes)
+            guesses = fitted(x[fits][test])
             asked = truth != UNASKED
             low, high = ratio_interval(((guesses == truth) & asked).sum(1).tolist(), asked.sum(1).tolist(), range(len(truth)))
             metrics[name][kind] = scores(guesses, truth, probe.n_classes) | {"accuracy_95": (round(low, 4), round(high, 4))}
+        best = max(n_right, key=lambda kind: n_right[kind])
+        metrics[name]["chosen"] = {"features": best} | metrics[name][best]
     return {"metrics": metrics, "baselines": baselines}

@@ -16,6 +16,7 @@ from omni.checkpoint import load_model
 from omni.config import RELEASE, read_json
 from omni.data.sources import SOURCES
 from omni.errors import ConfigError
+from omni.evaluation.text import TEMPERATURE, TOP_P
 
 RESULTS, REPORT = Path(f"results/{RELEASE}.json"), Path("RESULTS.md")
 COMMAND = "python -m omni.evaluation.report"
@@ -155,7 +156,19 @@ def report(results: Row) -> str:
     for name, suite in results["suites"].items():
         parts.append(f"## Suite `{name}`: {suite['items']:,} items")
         parts += [figure_table(section.capitalize(), suite[section]) for section in ("metrics", "baselines", "ceilings")]
+        if name == "text" and "samples" in suite["metrics"]:
+            parts.append(samples(suite["metrics"]["samples"]))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def samples(said: Sequence[Mapping[str, Any]]) -> str:
+    """What the model said to the prompts of the suite `text`, whole and unedited."""
+    lines = [f"Unedited replies and continuations; number n is drawn with seed n (temperature {TEMPERATURE}, top-p {TOP_P})."]
+    for number, sample in enumerate(said):
+        prompt = [sample["prompt"]] if isinstance(sample["prompt"], str) else sample["prompt"]
+        turns = [*prompt, f"**{sample['text'].strip()}**"]
+        lines.append(f"{number}. {sample['kind'].capitalize()}\n\n" + "\n   >\n".join(f"   > {' '.join(turn.split())}" for turn in turns))
+    return "\n\n".join(lines)
 
 
 def machine(results: Row) -> str:

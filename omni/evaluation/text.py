@@ -41,6 +41,7 @@ SET_NAMES = {"dialogues": "dialogues_dev"}  # all other sets are called what the
 BATCH_TOKENS = 8_192
 PROMPT_CHARACTERS = 200
 SAMPLES = 5  # of each kind
+TEMPERATURE, TOP_P = 0.8, 0.95
 
 
 class LanguageModel(Protocol):
@@ -188,7 +189,7 @@ def samples(omni: Omni, sets: dict[str, list[Row]]) -> list[dict[str, Any]]:
 
 
 def _sampling(seed: int) -> Sampling:
-    return Sampling(temperature=0.8, top_p=0.95, seed=seed, max_new_tokens=96)
+    return Sampling(temperature=TEMPERATURE, top_p=TOP_P, seed=seed, max_new_tokens=96)
 
 
 def _said(omni: Omni, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
@@ -210,17 +211,24 @@ def text_suite(
     sets = held_out_sets(data)
     documents = {name: [document(row, tokenizer) for row in spread(rows, limit)] for name, rows in sets.items()}
 
-    def judge(name: str, costs: list[list[float]]) -> dict[str, Any]:
-        found = {s: asdict(prediction(d, nats)) for (s, d), nats in zip(documents.items(), costs, strict=True)}
+    own = {name: nats_of(thinker, d) for name, d in documents.items()}
+
+    def judge(name: str, costs: dict[str, list[float]]) -> dict[str, Any]:
+        """What every set costs a model, and beside a baseline the share of it that it costs the checkpoint."""
+        found = {s: asdict(prediction(d, costs[s])) for s, d in documents.items()}
         log.info("%s: bits per byte %s", name, ", ".join(f"{s} {f['bits_per_byte']:.3f}" for s, f in found.items()))
+        if costs is not own:
+            for s, row in found.items():
+                low, high = ratio_interval(own[s], costs[s], range(len(own[s])))
+                row |= {"checkpoint_share": round(sum(own[s]) / sum(costs[s]), 4), "checkpoint_share_95": (round(low, 4), round(high, 4))}
         return found
 
-    metrics = judge("checkpoint", [nats_of(thinker, d) for d in documents.values()])
+    metrics = judge("checkpoint", own)
     ngram = fit_ngram(data, tokenizer)
     name = f"{ngram.order}-gram"
-    baselines = {name: judge(name, [ngram_nats(ngram, d) for d in documents.values()])}
+    baselines = {name: judge(name, {s: ngram_nats(ngram, d) for s, d in documents.items()})}
     if baseline is not None:
-        baselines["plain_gpt"] = judge("plain_gpt", [nats_of(baseline[0], d) for d in documents.values()])
+        baselines["plain_gpt"] = judge("plain_gpt", {s: nats_of(baseline[0], d) for s, d in documents.items()})
     return {
         "suite": "text",
         "checkpoint": str(omni.folder),

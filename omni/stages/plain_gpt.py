@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omni.checkpoint import find_checkpoint, load_into, load_model
+from omni.checkpoint import CONFIG, TOKENIZER, latest, load_into, load_model
 from omni.config import RunConfig, ThinkerConfig
 from omni.errors import CheckpointError, ConfigError
 from omni.nn.attention import attention
@@ -88,14 +88,18 @@ def matched_width(config: ThinkerConfig) -> int:
     return width
 
 
-def load_plain_gpt(folder: str | Path) -> PlainGPT:
-    """The trained baseline in a folder of stage plain-gpt, in evaluation mode. Raises CheckpointError for any other checkpoint."""
-    saved = load_model(find_checkpoint(folder))
+def load_plain_gpt(folder: str | Path) -> tuple[PlainGPT, BPETokenizer]:
+    """The trained baseline in a folder of stage plain-gpt, in evaluation mode, and its tokenizer. Raises CheckpointError for any other checkpoint, and
+    for a run that is not finished, which would be no fair comparison."""
+    folder = Path(folder)
+    if latest(folder) is not None and not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder}: its training is not finished")
+    saved = load_model(folder)
     if COMPONENT not in saved.components:
         raise CheckpointError(f"{saved.folder}: holds {', '.join(saved.components)}, no {COMPONENT}; train one with stage plain-gpt")
     model = PlainGPT(saved.config.thinker)
     load_into(model, {name.removeprefix(f"{COMPONENT}."): tensor for name, tensor in saved.tensors.items()}, str(saved.folder))
-    return model.eval()
+    return model.eval(), BPETokenizer(saved.folder / TOKENIZER)
 
 
 class PlainGPTStage(TextStage):

@@ -359,9 +359,9 @@ STAGES: dict[str, ReleaseStage] = {
         {"steps": 3600, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 100, "optimizer": "muon"},
         world=("text", "text_chat"),
     ),
-    # the baseline: the best of three learning rates, in short runs, then as many tokens as the Thinker reads
-    **{f"gpt-{rate:g}": _plain_gpt(200, rate) for rate in (1e-3, 2e-3, 4e-3)},
-    "gpt": _plain_gpt(3600, GPT_RATE),
+    # the baseline: the best of three learning rates, in short runs, then for as long as the Thinker learns to read and to chat
+    **{f"gpt-{rate:g}": _plain_gpt(200, rate) for rate in (2e-3, 4e-3, 8e-3)},
+    "gpt": _plain_gpt(5600, GPT_RATE),
     "chat": ReleaseStage(
         "sft",
         _dialogues,

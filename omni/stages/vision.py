@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from omni.data.collate import CaptionBatch
-from omni.evaluation.metrics import recall_at
+from omni.data.datasets import CaptionDataset
+from omni.evaluation.metrics import collisions, recall_at
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import caption_splits
@@ -41,8 +42,13 @@ class VisionStage(OmniStage[CaptionBatch]):
     needs = ("thinker",)
     trains = ("vision_encoder", "image_projector", "contrastive")
 
+    _collisions: float
+
     def build_data(self) -> Splits[CaptionBatch]:
-        return caption_splits(self.run, self.config, self.require_tokenizer())
+        splits = caption_splits(self.run, self.config, self.require_tokenizer())
+        assert isinstance(splits.train, CaptionDataset)
+        self._collisions = collisions(splits.train.captions(), self.run.train.batch_size)
+        return splits
 
     def counts(self, batch: CaptionBatch) -> dict[str, int]:
         return {"contrastive": len(batch.pixels), "caption": int((batch.labels != -100).sum())}
@@ -62,7 +68,8 @@ class VisionStage(OmniStage[CaptionBatch]):
         }
 
     def evaluate(self, model: OmniModel, batches: Iterable[CaptionBatch]) -> dict[str, float]:
-        """Retrieval R@1 both ways over all validation pairs (identical captions count as one), and the caption loss."""
+        """Retrieval R@1 both ways over all validation pairs (identical captions count as one), the caption loss, and the share of the training
+        pairs that meet their own caption again in a batch, where it counts as wrong."""
         images: list[Tensor] = []
         texts: list[Tensor] = []
         captions: list[str] = []
@@ -79,4 +86,5 @@ class VisionStage(OmniStage[CaptionBatch]):
             "caption_loss": total / max(count, 1),
             "image_to_text_r1": recall_at(similarity, captions, 1),
             "text_to_image_r1": recall_at(similarity.T, captions, 1),
+            "collisions": self._collisions,
         }

@@ -128,6 +128,23 @@ def test_every_voice_is_a_set(clips):
     assert voice_sets(clips[0].audio.parent) == {"voices": clips, "voice-flute-a": clips[:2], "voice-flute-b": clips[2:]}
 
 
+def test_a_speaker_heard_early_is_no_unseen_voice(clips, monkeypatch):
+    write_voices(clips)
+    monkeypatch.setattr(asr, "HEARD_EARLY", ("flute-a",))
+    assert voice_sets(clips[0].audio.parent) == {"voices": clips[2:], "voice-flute-a": clips[:2], "voice-flute-b": clips[2:]}
+
+
+def test_sentences_that_the_language_model_has_read_stand_apart(omni, clips):
+    whole = evaluate_set(omni, clips, omni.beam_search)
+    assert whole.read == 0 and whole.beam_unread is None
+    some = evaluate_set(omni, clips, omni.beam_search, {clips[0].text})
+    n_read = sum(clip.text == clips[0].text for clip in clips)
+    assert some.read == n_read and some.beam == whole.beam
+    unread = [clip for clip in clips if clip.text != clips[0].text]
+    assert some.beam_unread == evaluate_set(omni, unread, omni.beam_search).beam
+    assert evaluate_set(omni, clips[:1], omni.beam_search, {clips[0].text}).beam_unread is None
+
+
 def test_the_suite_hears_every_reader_and_every_voice(omni, clips, tmp_path, monkeypatch):
     def speech_rows(data, *, held_out, readers):
         assert held_out
@@ -135,9 +152,11 @@ def test_the_suite_hears_every_reader_and_every_voice(omni, clips, tmp_path, mon
             yield {"audio": str(clip.audio), "text": clip.text, "sentence_id": f"{readers[0]} {clip.text}"}
 
     monkeypatch.setattr(asr, "speech_rows", speech_rows)
+    monkeypatch.setattr(asr, "training_text", lambda data: " hello there ")
     write_voices(clips)
     result = asr_suite(omni, tmp_path, limit=1, voices=clips[0].audio.parent)
     assert result["items"] == 6
+    assert [result["metrics"][name]["read"] for name in ("kathleen", "voice-flute-b")] == [1, 0]
     assert list(result["metrics"]) == ["kathleen", "lj", "heart", "voices", "voice-flute-a", "voice-flute-b"]
 
 

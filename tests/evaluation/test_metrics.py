@@ -1,8 +1,10 @@
 """The rule that error rates are computed on, and intervals of ratios."""
 
+import random
+
 import pytest
 
-from omni.evaluation.metrics import ErrorRate, normalise, ratio_interval
+from omni.evaluation.metrics import ErrorRate, collisions, normalise, ratio_interval
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,13 @@ def test_takes_of_one_sentence_are_drawn_together():
 
 def test_one_sentence_has_no_width():
     assert ratio_interval([1, 2], [4, 4], ["a", "a"]) == (0.375, 0.375)
+
+
+def test_collisions_are_those_of_random_batches():
+    labels, rng, found = list("aaaabbcdefghij"), random.Random(0), 0
+    for _ in range(3000):
+        batch = rng.sample(labels, 4)
+        found += sum(batch.count(label) > 1 for label in batch)
+    assert collisions(labels, 4) == pytest.approx(found / (3000 * 4), abs=0.02)
+    assert collisions(list("abc"), 2) == collisions([], 2) == collisions(["a"], 1) == 0
+    assert collisions(["a", "a"], 99) == 1

@@ -50,6 +50,16 @@ def test_the_report_holds_every_figure_with_its_interval() -> None:
     assert "left out" not in text and "share_95" not in text and "Ceilings" not in text
 
 
+def test_samples_are_shown_whole() -> None:
+    said = [
+        {"kind": "reply", "prompt": ["Hello.", "Hi!", "A table,\nplease."], "text": " For how many?", "seed": 0},
+        {"kind": "continuation", "source": "novels", "prompt": "Once upon", "text": " a time", "seed": 1},
+    ]
+    text = reporting.samples(said)
+    assert "0. Reply\n\n   > Hello.\n   >\n   > Hi!\n   >\n   > A table, please.\n   >\n   > **For how many?**" in text
+    assert "1. Continuation\n\n   > Once upon\n   >\n   > **a time**" in text
+
+
 @pytest.mark.parametrize(("heard", "kept"), [(0.9, "yes"), (0.79, "**no**")])
 def test_a_bound_is_kept_or_not(heard, kept) -> None:
     lines = headlines(results(heard)).splitlines()

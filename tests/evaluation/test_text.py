@@ -20,7 +20,7 @@ from omni.evaluation.text import Document, document, fit_ngram, nats_of, ngram_n
 from omni.inference.omni import Omni
 from omni.stages import STAGES
 from omni.stages.plain_gpt import load_plain_gpt
-from omni.tokenizer import BPETokenizer, train_tokenizer
+from omni.tokenizer import train_tokenizer
 from omni.training.trainer import train
 
 Trained = Callable[[str], str]
@@ -81,12 +81,16 @@ def test_the_suite_puts_the_baselines_beside_the_model(
 ) -> None:
     run = nano_run("plain-gpt", "text", init_from=(trained("text"),), out=str(tmp_path / "gpt"), steps=2)
     train(STAGES["plain-gpt"](run))
-    gpt = load_plain_gpt(tmp_path / "gpt"), BPETokenizer(tmp_path / "gpt/tokenizer.model")
+    gpt = load_plain_gpt(tmp_path / "gpt")
     result = text_suite(omni, release_data, limit=2, baseline=gpt)
     assert set(result["baselines"]) == {"5-gram", "plain_gpt"}
     sets = set(result["metrics"]) - {"samples"}
     assert "dialogues_dev" in sets
     assert all(set(found) == sets for found in result["baselines"].values())
+    for name in sets:
+        ours, theirs = result["metrics"][name], result["baselines"]["5-gram"][name]
+        assert theirs["checkpoint_share"] == pytest.approx(ours["bits_per_byte"] / theirs["bits_per_byte"], abs=1e-3)
+        assert theirs["checkpoint_share_95"][0] <= theirs["checkpoint_share"] <= theirs["checkpoint_share_95"][1]
     assert all(0 < result["metrics"][name]["bits_per_byte"] < 20 for name in sets)
     assert result["items"] == sum(result["metrics"][name]["documents"] for name in sets)
     assert {sample["kind"] for sample in result["metrics"]["samples"]} == {"reply", "continuation"}

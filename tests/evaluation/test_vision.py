@@ -140,7 +140,8 @@ def test_a_probe_reads_what_is_linear_in_the_features() -> None:
     x = torch.randn(400, 6, generator=generator)
     targets = torch.stack(((x[:, 0] > 0).long(), (x[:, 1] + x[:, 2] > 0).long()), dim=1)
     x = x + 0.3 * torch.stack((targets[:, 0] * 2 - 1, *(torch.zeros(400),) * 5), dim=1)
-    probe = fit(x[:300], targets[:300], 2)
+    probe, n_right = fit(x[:300], targets[:300], 2)
+    assert n_right > 0.97 * 120  # of 60 scenes held back, two questions each
     assert scores(probe(x[:300]), targets[:300], 2)["exact"] == 1.0
     assert scores(probe(x[300:]), targets[300:], 2)["accuracy"] > 0.97
 

@@ -59,7 +59,7 @@ def test_it_trains_resumes_and_comes_back_from_disk(nano_run: Run, trained: Call
     train(STAGES["plain-gpt"](run(6, tmp_path / "parts")))
     resumed = train(STAGES["plain-gpt"](run(12, tmp_path / "parts")))
     assert resumed.metrics == whole.metrics
-    saved, again = (load_plain_gpt(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    saved, again = (load_plain_gpt(tmp_path / name)[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(saved[name], again[name]) for name in saved)
     assert (tmp_path / "whole" / "tokenizer.model").read_bytes() == (Path(trained("text")) / "tokenizer.model").read_bytes()
 
@@ -67,3 +67,9 @@ def test_it_trains_resumes_and_comes_back_from_disk(nano_run: Run, trained: Call
 def test_a_thinker_is_no_plain_gpt(trained: Callable[[str], str]) -> None:
     with pytest.raises(CheckpointError, match="holds thinker, no plain_gpt"):
         load_plain_gpt(trained("text"))
+
+
+def test_a_run_that_is_not_finished_is_no_baseline(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints/step-00000100").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="training is not finished"):
+        load_plain_gpt(tmp_path)
