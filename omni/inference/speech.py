@@ -93,8 +93,10 @@ class Line:
         """More of the text. Raises DataError if it is complete and has nothing to say."""
         self.text += text
         self.complete = last
-        # an unfinished text may end in half a word, and what comes may join its last clause
-        known = clauses(self.text) if last else clauses(self.text.rpartition(" ")[0])[:-1]
+        known = clauses(self.text if last else self.text.rpartition(" ")[0])  # an unfinished text may end in half a word
+        # what comes may join its last clause, and one that no words follow is the last to be said
+        while not last and known and not spoken_form(known.pop()):
+            pass
         for clause in known[self._n_known :]:
             for said in clauses(spoken_form(clause)):
                 self._parts += self.speaker.fitting(said)

@@ -156,6 +156,8 @@ class Worker:
         """Nobody wants it any more; of no effect on one that is done."""
         with self._changed:
             job.cancelled = True
+            if job in self.waiting:
+                self.waiting.remove(job)
             self._changed.notify()
 
     # --- the thread's side
@@ -280,9 +282,10 @@ class Worker:
                     self._fail(job, error)
                 else:
                     self._speech_batch.join(job.line)
-        if self._speech_batch is None or not self._speech_batch.can_step:
+        if self._speech_batch is None:
             return
-        self._speech_batch.step()
+        if self._speech_batch.can_step:
+            self._speech_batch.step()
         for job in self.running:
             if job.line is None:
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -122,6 +123,31 @@ def test_a_full_queue_refuses_and_is_free_again_when_clients_go(omni: Omni) -> N
     run(serve())
 
 
+def test_who_leaves_the_queue_frees_a_place_at_once(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, step = threading.Event(), Batch.step
+    monkeypatch.setattr(Batch, "step", lambda batch: gate.wait(60) and step(batch))
+
+    async def serve() -> str:
+        worker = made(omni, max_batch=1, max_queue=1)
+        worker.start()
+        running = worker.submit(Job(prompt=prompt(omni, "Hello!"), sampling=FREE))
+        while running not in worker.running:
+            await asyncio.sleep(0.01)
+        waiting = worker.submit(Job(prompt=prompt(omni, "No")))
+        with pytest.raises(Overloaded):
+            worker.submit(Job(prompt=prompt(omni, "No")))
+        worker.cancel(waiting)
+        last = worker.submit(Job(prompt=prompt(omni, "No"), sampling=FREE))
+        assert worker.running == [running]
+        gate.set()
+        await collect(worker, running)
+        text = text_of(await collect(worker, last))
+        await worker.stop()
+        return text
+
+    assert run(serve()) == omni.engine.generate([prompt(omni, "No")], FREE)[0].text
+
+
 def test_a_cancelled_neighbour_changes_nothing(omni: Omni) -> None:
     async def serve() -> str:
         worker = made(omni)
@@ -201,3 +227,28 @@ def test_a_reply_without_words_is_a_notice_and_no_sound(own_omni: Omni, monkeypa
     job = run(serve())
     assert job.stopped == "end"
     assert ["nothing to say" in notice for notice in job.notices] == [True]
+
+
+def test_a_reply_that_ends_in_signs_is_spoken_to_its_end(own_omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its clause has been said long before the reply ends, and what follows adds nothing to say."""
+    from omni.inference import engine
+
+    clause, signs = "The circle is red and very round. ", "! " * 30
+    ids = [*own_omni.tokenizer.encode(clause + signs), own_omni.tokenizer.end_id]
+    monkeypatch.setattr(engine, "sample", lambda logits, sampling, seen, generator: ids[len(seen)])
+    whole = own_omni.say(clause + signs)
+    assert len(whole.codes) + len(own_omni.tokenizer.encode(clause)) < len(ids) < 100
+
+    async def serve() -> list[Piece]:
+        worker = made(own_omni)
+        worker.start()
+        sampling = Sampling(max_new_tokens=100)
+        job = worker.submit(Job(prompt=prompt(own_omni, "Hello!", 100), sampling=sampling, line=own_omni.speaker.line(None, Sampling())))
+        pieces = await asyncio.wait_for(collect(worker, job), 60)
+        await worker.stop()
+        assert worker._speech_batch is not None and worker._speech_batch.lines == []
+        return pieces
+
+    spoken = [piece.speech for piece in run(serve()) if piece.speech is not None]
+    assert torch.equal(torch.cat([speech.codes for speech in spoken]), whole.codes)
+    np.testing.assert_allclose(np.concatenate([speech.waveform for speech in spoken]), whole.waveform, atol=1e-3)
