@@ -1,10 +1,9 @@
-"""What stands before every endpoint: who may ask, from where, how much, and how slowly. Pure ASGI: a body is whole before anybody reads it."""
+"""What stands before every endpoint: who may ask, from where, how much, and how slowly it comes. Pure ASGI: a body is whole before anybody reads it."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
 import time
 from urllib.parse import urlsplit
 
@@ -16,8 +15,6 @@ from omni.server.errors import ApiError, error_response
 from omni.server.service import Service
 from omni.server.settings import is_loopback
 from omni.server.worker import Overloaded
-
-log = logging.getLogger(__name__)
 
 BODIES_AT_ONCE = 8  # of the largest size; together, requests hold no more than this, whole or on their way
 BODIES_RETRY_S = 1
@@ -50,13 +47,12 @@ class Guard:
         start_s, status = time.monotonic(), 0
         held: list[bytes] = []
 
-        async def patient_send(message: Message) -> None:
+        async def secured_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *SECURITY]
-            async with asyncio.timeout(self.settings.write_time_s):
-                await send(message)
+            await send(message)
 
         try:
             try:
@@ -65,11 +61,9 @@ class Guard:
             except OmniError as error:
                 response = error_response(error)
                 response.headers["Connection"] = "close"  # what is left of the body is not read
-                await response(scope, receive, patient_send)
+                await response(scope, receive, secured_send)
                 return
-            await self.app(scope, _replay(body, receive), patient_send)
-        except TimeoutError:
-            log.info("%s: the client did not take its answer", scope["path"])  # returning closes the connection
+            await self.app(scope, _replay(body, receive), secured_send)
         finally:
             self._held_bytes -= sum(map(len, held))
             route = getattr(scope.get("route"), "path", "other")

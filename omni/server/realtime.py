@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -31,10 +33,13 @@ from omni.server.settings import MEGABYTE
 from omni.server.voice_activity import VoiceActivity, VoiceEvent
 from omni.server.worker import Job
 
+log = logging.getLogger(__name__)
+
 MAX_ITEMS, MAX_ITEM_BYTES = 200, 32 * MEGABYTE  # of a conversation; the oldest are forgotten, as the context does anyway
 MAX_APPEND_CHARACTERS = 4 << 20
+SAMPLE_BYTES = 4  # float32
 SUBPROTOCOL = "realtime"
-GONE = (WebSocketDisconnect, WebSocketDisconnected, TimeoutError)  # the client has, or it does not take what it is sent
+GONE = (WebSocketDisconnect, WebSocketDisconnected)
 BEGUN_TOO_SOON_MS = 100  # shorter commits hold no word
 
 
@@ -171,6 +176,45 @@ def _event(text: str | None) -> dict[str, Any]:
     return event
 
 
+@dataclass
+class Answer:
+    """A response on its way: its names in the client's events, and what has become of it."""
+
+    speaks: bool
+    before: str | None  # the item that it answers
+    identity: str = field(default_factory=lambda: new_id("resp"))
+    item_id: str = field(default_factory=lambda: new_id("item"))
+    job: Job | None = None
+    text: str = ""
+    begun: bool = False  # whether the client knows of its item
+    ended: bool = False  # whether all that is left is to tell so
+    cancel_reason: str | None = None
+
+    @property
+    def kind(self) -> Literal["audio", "text"]:
+        """What it mainly is."""
+        return "audio" if self.speaks else "text"
+
+    @property
+    def text_event(self) -> str:
+        """The kind of the events that bring its text."""
+        return "response.output_audio_transcript" if self.speaks else "response.output_text"
+
+    @property
+    def of_item(self) -> dict[str, Any]:
+        """Where its item is."""
+        return {"response_id": self.identity, "output_index": 0}
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where its one part is."""
+        return {**self.of_item, "item_id": self.item_id, "content_index": 0}
+
+    def part(self, kind: str) -> dict[str, Any]:
+        """It, as far as it has come."""
+        return {"type": kind, "transcript" if self.speaks else "text": self.text}
+
+
 class Conversation:
     """One socket."""
 
@@ -181,8 +225,8 @@ class Conversation:
             self.session = self.session.model_copy(update={"output_modalities": ["text"]})
         self.items: dict[str, Message] = {}
         self.response: asyncio.Task[None] | None = None
-        self.job: Job | None = None
-        self.cancel_reason: str | None = None
+        self.answer: Answer | None = None  # the response's
+        self._answer_next = False  # a turn ended while a response was under way
         self._sending = asyncio.Lock()
         self._step_samples = service.sample_rate_hz // 10  # a turn begins and ends within a moment, however much comes at once
         self._transcribing: set[asyncio.Task[None]] = set()
@@ -192,8 +236,8 @@ class Conversation:
     # --- out
 
     async def send(self, kind: str, **fields: Any) -> None:
-        """One event to the client, within the time a piece may take."""
-        async with self._sending, asyncio.timeout(self.service.settings.write_time_s):
+        """One event to the client."""
+        async with self._sending:
             await self.socket.send_text(compact({"type": kind, "event_id": new_id("event"), **fields}))
 
     async def send_error(self, error: OmniError, event_id: Any = None) -> None:
@@ -253,7 +297,7 @@ class Conversation:
                 options = event.get("response")
                 await self._respond(ResponseOptions.model_validate({} if options is None else options))
             case "response.cancel":
-                if self.response is None or self.response.done():
+                if not self._responding:
                     raise ApiError(400, "no response is under way", code="response_cancel_not_active")
                 await self._interrupt("client_cancelled")
             case _:
@@ -283,8 +327,7 @@ class Conversation:
 
     def _clear(self) -> None:
         """Forget the sound that was not committed."""
-        self._heard: list[np.ndarray] = []  # at the model's rate
-        self._heard_samples = 0
+        self._heard = bytearray()  # float32, at the model's rate
         self._resample = soxr.ResampleStream(PCM_RATE_HZ, self.service.sample_rate_hz, 1)
         self._item_id = new_id("item")
 
@@ -315,14 +358,20 @@ class Conversation:
 
     async def _hear(self, wave: np.ndarray) -> None:
         """A moment of sound."""
-        self._heard.append(wave)
-        self._heard_samples += len(wave)
+        self._heard += wave.tobytes()
         if self._activity is not None:
             self._clock_samples += len(wave)
             for voice in self._activity.push(wave):
                 await self._turn(voice)
             if not self._activity.speaking:
                 self._keep_last(self._padding_samples())
+
+    @property
+    def _heard_samples(self) -> int:
+        return len(self._heard) // SAMPLE_BYTES
+
+    def _waveform(self) -> np.ndarray:
+        return np.frombuffer(self._heard.copy(), np.float32)
 
     def _padding_samples(self) -> int:
         turns = self.session.audio.input.turn_detection
@@ -332,8 +381,7 @@ class Conversation:
     def _keep_last(self, n: int) -> None:
         """Silence before a turn is not kept."""
         if self._heard_samples > 2 * n + self.service.sample_rate_hz:
-            wave = np.concatenate(self._heard)[-n:]
-            self._heard, self._heard_samples = [wave], len(wave)
+            del self._heard[: -SAMPLE_BYTES * n]
 
     async def _turn(self, voice: VoiceEvent) -> None:
         turns = self.session.audio.input.turn_detection
@@ -345,17 +393,18 @@ class Conversation:
             await self.send("input_audio_buffer.speech_started", audio_start_ms=round(1000 * self._start_s), item_id=self._item_id)
             return
         await self.send("input_audio_buffer.speech_stopped", audio_end_ms=round(1000 * voice.at_s), item_id=self._item_id)
-        rate_hz = self.service.sample_rate_hz
-        n_turn = self._clock_samples - round(self._start_s * rate_hz)  # from the beginning of the turn until now
-        wave = np.concatenate(self._heard)[-n_turn:] if n_turn > 0 else np.concatenate(self._heard)
-        await self._add_sound(wave)
+        n_turn = self._clock_samples - round(self._start_s * self.service.sample_rate_hz)  # from the beginning of the turn until now
+        await self._add_sound(self._waveform()[-n_turn:])
         if turns.create_response:
-            await self._respond(ResponseOptions())
+            if self._responding:
+                self._answer_next = True
+            else:
+                await self._respond(ResponseOptions())
 
     async def _commit(self) -> None:
         if self._heard_samples < BEGUN_TOO_SOON_MS * self.service.sample_rate_hz // 1000:
             raise ApiError(400, f"the buffer holds less than {BEGUN_TOO_SOON_MS} ms", code="input_audio_buffer_commit_empty")
-        await self._add_sound(np.concatenate(self._heard))
+        await self._add_sound(self._waveform())
 
     async def _add_sound(self, wave: np.ndarray) -> None:
         """A spoken turn of the user's, whose sound leaves the buffer."""
@@ -367,7 +416,7 @@ class Conversation:
         content = [{"type": "input_audio", "transcript": None}]
         await self._add(identity, {"role": "user", "content": [{"type": "audio", "audio": wave}]}, content)
         if self.session.audio.input.transcription is not None:
-            task = asyncio.create_task(self._transcribe(identity, wave))
+            task = asyncio.create_task(self._beside(self._transcribe(identity, wave)))
             self._transcribing.add(task)
             task.add_done_callback(self._transcribing.discard)
 
@@ -375,19 +424,20 @@ class Conversation:
         kind = "conversation.item.input_audio_transcription"
         place = {"item_id": identity, "content_index": 0}
         text = ""
-        with contextlib.suppress(*GONE):
-            try:
-                async for piece in self.service.pieces(self.service.worker.submit(Job(transcripts=self.service.omni.transcripts(wave)))):
-                    text = piece.transcript.text if piece.transcript is not None else text
-            except OmniError as error:
-                await self.send(f"{kind}.failed", **place, error=error_body(error)["error"])
-            else:
-                usage = {"type": "duration", "seconds": round(len(wave) / self.service.sample_rate_hz, 3)}
-                await self.send(f"{kind}.completed", **place, transcript=text, usage=usage)
+        try:
+            async for piece in self.service.pieces(self.service.worker.submit(Job(transcripts=self.service.omni.transcripts(wave)))):
+                text = piece.transcript.text if piece.transcript is not None else text
+        except OmniError as error:
+            await self.send(f"{kind}.failed", **place, error=error_body(error)["error"])
+        else:
+            usage = {"type": "duration", "seconds": round(len(wave) / self.service.sample_rate_hz, 3)}
+            await self.send(f"{kind}.completed", **place, transcript=text, usage=usage)
 
     # --- the conversation
 
     async def _create_item(self, event: dict[str, Any]) -> None:
+        if event.get("previous_item_id") not in (None, next(reversed(self.items), None)):
+            raise ApiError(400, "previous_item_id: items are added at the end; leave it out", "previous_item_id", "unsupported_value")
         item = Item.model_validate(event.get("item"))
         parts: list[dict[str, Any]] = []
         model = self.service.omni.model.config
@@ -433,19 +483,26 @@ class Conversation:
 
     # --- answering
 
+    @property
+    def _responding(self) -> bool:
+        return self.response is not None and not self.response.done()
+
     async def _interrupt(self, reason: str) -> None:
         """End the response that is under way, if one is; when this returns, nothing more of it will be sent."""
-        if self.response is not None and not self.response.done():
-            self.cancel_reason = reason
-            if self.job is not None:
-                self.service.worker.cancel(self.job)
+        self._answer_next = False
+        if self.response is None or self.response.done() or self.answer is None:
+            return
+        if not self.answer.ended:
+            self.answer.cancel_reason = reason
+            if self.answer.job is not None:
+                self.service.worker.cancel(self.answer.job)
             self.response.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.response
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.response
 
     async def _respond(self, options: ResponseOptions) -> None:
         """Begin a response to the conversation so far."""
-        if self.response is not None and not self.response.done():
+        if self._responding:
             raise ApiError(400, "a response is under way; cancel it first", code="conversation_already_has_active_response")
         modalities = options.output_modalities or self.session.output_modalities
         speaks = "audio" in modalities
@@ -453,84 +510,94 @@ class Conversation:
         most = options.max_output_tokens or self.session.max_output_tokens
         sampling = Sampling(max_new_tokens=REPLY_TOKENS if most == "inf" else most)
         instructions = self.session.instructions if options.instructions is None else options.instructions
-        messages = [{"role": "system", "content": instructions}] if instructions else []
-        self.cancel_reason = self.job = None
-        self.response = asyncio.create_task(self._answer([*messages, *self.items.values()], sampling, speaks, voice))
+        messages: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
+        self._answer_next = False
+        messages += self.items.values()
+        self.answer = answer = Answer(speaks, before=next(reversed(self.items), None))
+        self._keep(answer.item_id, {"role": "assistant", "content": ""})  # before what the user says meanwhile
+        self.response = asyncio.create_task(self._beside(self._run_answer(answer, messages, sampling, voice)))
+        await asyncio.sleep(0)  # whatever cancels it finds it begun
 
-    async def _answer(self, messages: list[Message], sampling: Sampling, speaks: bool, voice: str | None) -> None:
-        """One response, from created to done."""
-        identity, item_id = new_id("resp"), new_id("item")
-        kind, said = ("audio", "transcript") if speaks else ("text", "text")
-        response = {"id": identity, "object": "realtime.response", "output_modalities": [kind]}
-        text, status = "", "completed"
+    async def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what goes on while the client's events are read. A bug of ours in it ends the conversation."""
+        try:
+            await work
+        except GONE:
+            pass  # `run` will be told
+        except Exception:
+            log.exception("a conversation ends")
+            with contextlib.suppress(*GONE):
+                await self.socket.close(1011)
+
+    async def _run_answer(self, answer: Answer, messages: list[Message], sampling: Sampling, voice: str | None) -> None:
+        """One response, from created to done; then the next, if a turn has ended meanwhile."""
+        response = {"id": answer.identity, "object": "realtime.response", "output_modalities": [answer.kind]}
+        status = "completed"
         details: dict[str, Any] | None = None
         usage: dict[str, Any] | None = None
         try:
             await self.send("response.created", response={**response, "status": "in_progress", "output": []})
-            async for piece_text in self._pieces(messages, sampling, speaks, voice, identity, item_id):
-                text += piece_text
-            assert self.job is not None
+            job = await self._say(answer, messages, sampling, voice)
             usage = {
-                "input_tokens": usage_of(self.job)["prompt_tokens"],
-                "output_tokens": self.job.n_tokens + self.job.n_frames,
-                "total_tokens": usage_of(self.job)["total_tokens"],
-                "output_token_details": {"text_tokens": self.job.n_tokens, "audio_tokens": self.job.n_frames},
+                "input_tokens": usage_of(job)["prompt_tokens"],
+                "output_tokens": job.n_tokens + job.n_frames,
+                "total_tokens": usage_of(job)["total_tokens"],
+                "output_token_details": {"text_tokens": job.n_tokens, "audio_tokens": job.n_frames},
             }
-            if self.job.stopped == "limit":
+            if job.stopped == "limit":
                 status, details = "incomplete", {"type": "incomplete", "reason": "max_output_tokens"}
         except asyncio.CancelledError:
-            if self.cancel_reason is None:
+            if answer.cancel_reason is None:
                 raise  # the client has gone
-            status, details = "cancelled", {"type": "cancelled", "reason": self.cancel_reason}
+            status, details = "cancelled", {"type": "cancelled", "reason": answer.cancel_reason}
         except OmniError as error:
             body = error_body(error)["error"]
             status, details = (
                 "failed",
                 {"type": "failed", "error": {"type": body["type"], "code": body["code"], "message": body["message"]}},
             )
-        content = [{"type": f"output_{kind}", said: text}]
-        item = self._shown(item_id, "assistant", content, "completed" if status == "completed" else "incomplete")
-        if text:
-            self._keep(item_id, {"role": "assistant", "content": text})
-        await self.send(
-            "response.done", response={**response, "status": status, "status_details": details, "output": [item], "usage": usage}
-        )
+        answer.ended = True
+        content = [answer.part(f"output_{answer.kind}")]
+        item = self._shown(answer.item_id, "assistant", content, "completed" if status == "completed" else "incomplete")
+        if answer.text:
+            self._keep(answer.item_id, {"role": "assistant", "content": answer.text})
+        else:
+            self.items.pop(answer.item_id, None)
+        if answer.begun:
+            if answer.speaks:
+                await self.send("response.output_audio.done", **answer.place)
+            said = answer.part(answer.kind)
+            await self.send(f"{answer.text_event}.done", **answer.place, **{name: said[name] for name in said.keys() - {"type"}})
+            await self.send("response.content_part.done", **answer.place, part=said)
+            await self.send("response.output_item.done", **answer.of_item, item=item)
+            await self.send("conversation.item.done", previous_item_id=answer.before, item=item)
+        done = {**response, "status": status, "status_details": details, "output": [item], "usage": usage}
+        await self.send("response.done", response=done)
+        if self._answer_next:
+            self.response = None  # this one is over
+            await self._respond(ResponseOptions())
 
-    async def _pieces(
-        self, messages: list[Message], sampling: Sampling, speaks: bool, voice: str | None, identity: str, item_id: str
-    ) -> AsyncIterator[str]:
-        """Send what the worker brings; yields the text."""
+    async def _say(self, answer: Answer, messages: list[Message], sampling: Sampling, voice: str | None) -> Job:
+        """Send what the worker brings, piece by piece; returns the job when it is done."""
         service = self.service
-        place = {"response_id": identity, "item_id": item_id, "output_index": 0, "content_index": 0}
-        of_item = {"response_id": identity, "output_index": 0}
-        text_kind, said = ("response.output_audio_transcript", "transcript") if speaks else ("response.output_text", "text")
-        part = {"type": "audio" if speaks else "text"}
         prompt = await service.beside(lambda: service.omni.prompt(messages, reserve=sampling.max_new_tokens))
-        line = service.omni.speaker.line(voice, sampling) if speaks else None
-        self.job = service.worker.submit(Job(prompt=prompt, sampling=sampling, line=line))
+        line = service.omni.speaker.line(voice, sampling) if answer.speaks else None
+        answer.job = job = service.worker.submit(Job(prompt=prompt, sampling=sampling, line=line))
         writer = SoundWriter("pcm16", service.sample_rate_hz)
-        before = next(reversed(self.items), None)
-        item = self._shown(item_id, "assistant", [], "in_progress")
-        await self.send("response.output_item.added", **of_item, item=item)
-        await self.send("conversation.item.added", previous_item_id=before, item=item)
-        await self.send("response.content_part.added", **place, part={**part, said: ""})
-        text = ""
-        async for piece in service.pieces(self.job):
+        answer.begun = True
+        item = self._shown(answer.item_id, "assistant", [], "in_progress")
+        await self.send("response.output_item.added", **answer.of_item, item=item)
+        await self.send("conversation.item.added", previous_item_id=answer.before, item=item)
+        await self.send("response.content_part.added", **answer.place, part=answer.part(answer.kind))
+        async for piece in service.pieces(job):
             if piece.text:
-                text += piece.text
-                await self.send(f"{text_kind}.delta", **place, delta=piece.text)
-                yield piece.text
+                answer.text += piece.text
+                await self.send(f"{answer.text_event}.delta", **answer.place, delta=piece.text)
             if piece.speech is not None and (data := writer.write(piece.speech.waveform)):
-                await self.send("response.output_audio.delta", **place, delta=to_base64(data))
-        if speaks:
-            if self.job.n_frames and (data := writer.write(np.zeros(0, np.float32), last=True)):
-                await self.send("response.output_audio.delta", **place, delta=to_base64(data))
-            await self.send("response.output_audio.done", **place)
-        await self.send(f"{text_kind}.done", **place, **{said: text})
-        await self.send("response.content_part.done", **place, part={**part, said: text})
-        item = self._shown(item_id, "assistant", [{"type": f"output_{part['type']}", said: text}], "completed")
-        await self.send("response.output_item.done", **of_item, item=item)
-        await self.send("conversation.item.done", previous_item_id=before, item=item)
+                await self.send("response.output_audio.delta", **answer.place, delta=to_base64(data))
+        if job.n_frames and (data := writer.write(np.zeros(0, np.float32), last=True)):
+            await self.send("response.output_audio.delta", **answer.place, delta=to_base64(data))
+        return job
 
 
 def router(service: Service) -> APIRouter:
@@ -556,9 +623,9 @@ def router(service: Service) -> APIRouter:
         except GONE:
             pass
         finally:
-            service.n_sessions -= 1
             if socket.client_state is socket.application_state is WebSocketState.CONNECTED:
                 with contextlib.suppress(*GONE):
                     await socket.close()
+            service.n_sessions -= 1
 
     return routes

@@ -7,10 +7,14 @@ import logging
 import signal
 import socket
 import sys
+from functools import partial
+from typing import Any
 
 import torch
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from omni.errors import ConfigError
 from omni.inference.omni import Omni
@@ -24,7 +28,47 @@ HEADER_TIME_S = 10.0
 SWITCH_S = 0.0005  # how long the event loop may keep the worker from running Python, and the other way round
 
 
-class PatientProtocol(HttpToolsProtocol):
+class Patient(asyncio.Protocol):
+    """A connection whose client is cut off when for `write_time_s` it does not take what it is sent. `close` alone would wait for it for ever."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+
+    def __init__(self, *arguments: Any, write_time_s: float, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._write_time_s = write_time_s
+        self._deaf: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.set_write_buffer_limits(high=0)  # paused from the first byte that is not taken, so that none is forgotten
+
+    def pause_writing(self) -> None:
+        self._deaf = self.loop.call_later(self._write_time_s, self._cut_off)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._taken()
+        super().connection_lost(exc)
+
+    def _taken(self) -> None:
+        if self._deaf is not None:
+            self._deaf.cancel()
+
+    def _cut_off(self) -> None:
+        log.info("a client did not take its answer")
+        self.transport.abort()
+
+
+class PatientWebSocket(Patient, WebSocketsSansIOProtocol):
+    """A WebSocket."""
+
+
+class PatientHTTP(Patient, HttpToolsProtocol):
     """HTTP whose heads must arrive in time; a connection that dawdles is closed."""
 
     _late: asyncio.TimerHandle | None = None
@@ -37,7 +81,7 @@ class PatientProtocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._wait()
 
@@ -70,17 +114,13 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror or error}; choose another --host or --port") from None
 
 
-def run(omni: Omni, settings: Settings, threads: int = 1) -> None:
-    """Serve until a signal; then accept nothing more, finish what was accepted, and return. The log tells the address."""
-    listener = listen(settings.host, settings.port)
-    torch.set_num_threads(threads)
-    sys.setswitchinterval(SWITCH_S)
-    warm_up(omni)
-    config = uvicorn.Config(
-        create_app(omni, settings),
-        http=PatientProtocol,
+def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How the application is served."""
+    return uvicorn.Config(
+        app,
+        http=partial(PatientHTTP, write_time_s=settings.write_time_s),  # type: ignore[arg-type]
+        ws=partial(PatientWebSocket, write_time_s=settings.write_time_s),  # type: ignore[arg-type]
         loop="uvloop",
-        ws="websockets-sansio",
         ws_max_size=8 * MEGABYTE,
         log_level="warning",
         access_log=False,
@@ -88,6 +128,15 @@ def run(omni: Omni, settings: Settings, threads: int = 1) -> None:
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=round(settings.time_limit_s) + 5,
     )
+
+
+def run(omni: Omni, settings: Settings, threads: int = 1) -> None:
+    """Serve until a signal; then accept nothing more, finish what was accepted, and return. The log tells the address."""
+    listener = listen(settings.host, settings.port)
+    torch.set_num_threads(threads)
+    sys.setswitchinterval(SWITCH_S)
+    warm_up(omni)
+    config = configured(create_app(omni, settings), settings)
     for number in (
         signal.SIGINT,
         signal.SIGTERM,

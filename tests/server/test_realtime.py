@@ -22,6 +22,8 @@ from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.server import realtime
 from omni.server.realtime import Conversation, size_bytes, updated
+from omni.server.service import Service
+from omni.server.settings import Settings
 from omni.tokenizer import BPETokenizer
 
 RATE_HZ = 24_000
@@ -237,6 +239,142 @@ def test_foreign_pages_and_other_models_are_refused(server: Served) -> None:
     with pytest.raises(websockets.exceptions.InvalidStatus):
         asyncio.run(connect(origin="http://evil.example"))
     assert asyncio.run(connect(subprotocols=["realtime", "openai-insecure-api-key.x"]))["type"] == "session.created"
+
+
+HELLO: dict[str, Any] = {
+    "type": "conversation.item.create",
+    "item": {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Hello!"}]},
+}
+
+
+class Socket:
+    """A client in this process: what it sends, and the events that it gets."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self.incoming: asyncio.Queue[Any] = asyncio.Queue()
+        self.sent: list[dict[str, Any]] = []
+        self.closed: int | None = None
+        for event in events:
+            self.do(event)
+
+    def do(self, event: dict[str, Any]) -> None:
+        self.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(event)})
+
+    async def receive(self) -> Any:
+        return await self.incoming.get()
+
+    async def send_text(self, text: str) -> None:
+        self.sent.append(json.loads(text))
+
+    async def close(self, code: int = 1000) -> None:
+        self.closed = code
+        self.incoming.put_nowait({"type": "websocket.disconnect"})
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.sent if event["type"] == kind]
+
+
+def in_process(omni: Omni, socket: Socket, until: Callable[[Conversation], bool]) -> Conversation:
+    """A conversation with the client of `socket` until it has come so far."""
+
+    async def run() -> Conversation:
+        service = Service(omni, Settings())
+        service.worker.start()
+        conversation = Conversation(socket, service)  # type: ignore[arg-type]
+        running = asyncio.create_task(conversation.run())
+        while not until(conversation) and not running.done():
+            await asyncio.sleep(0.01)
+        await socket.close()
+        await running
+        await service.worker.stop()
+        return conversation
+
+    return asyncio.run(asyncio.wait_for(run(), LIMIT_S))
+
+
+def settings(**detection: Any) -> dict[str, Any]:
+    audio = {"input": {"turn_detection": {"type": "server_vad", **detection}}}
+    return {"type": "session.update", "session": {"type": "realtime", "max_output_tokens": 8, "audio": audio}}
+
+
+def append(data: bytes) -> dict[str, Any]:
+    return {"type": "input_audio_buffer.append", "audio": base64.b64encode(data).decode()}
+
+
+def test_a_turn_that_ends_while_a_response_is_under_way_is_answered_after_it(omni: Omni) -> None:
+    turns = silent(0.6) + spoken(0.8) + silent(0.8) + spoken(0.8, seed=1) + silent(0.8)
+    socket = Socket(settings(interrupt_response=False), append(turns))
+    conversation = in_process(omni, socket, lambda conversation: len(socket.of("response.done")) == 2)
+    assert socket.of("error") == []
+    assert len(socket.of("input_audio_buffer.speech_stopped")) == 2
+    assert [message["role"] for message in conversation.items.values()] == ["user", "assistant"] * 2
+    kinds = [event["type"] for event in socket.sent]
+    assert kinds.index("response.done") < len(kinds) - 1 - kinds[::-1].index("response.created")
+    texts = [event["response"]["output"][0]["content"][0]["transcript"] for event in socket.of("response.done")]
+    messages = list(conversation.items.values())
+    assert texts == [omni.chat(messages[:n], Sampling(max_new_tokens=8)).text for n in (1, 3)]
+
+
+def test_a_cancelled_response_is_closed_part_by_part(omni: Omni) -> None:
+    socket = Socket(HELLO, {"type": "response.create"})
+    cancelled = False
+
+    def until(conversation: Conversation) -> bool:
+        nonlocal cancelled
+        if socket.of("response.content_part.added") and not cancelled:
+            socket.do({"type": "response.cancel"})
+            cancelled = True
+        return bool(socket.of("response.done"))
+
+    in_process(omni, socket, until)
+    kinds = [event["type"] for event in socket.sent]
+    closing = ["output_audio.done", "output_audio_transcript.done", "content_part.done", "output_item.done", "done"]
+    assert [kind for kind in kinds if kind.removeprefix("response.") in closing] == [f"response.{name}" for name in closing]
+    (done,), (item,) = socket.of("response.done"), socket.of("response.output_item.done")
+    assert done["response"]["output"] == [item["item"]]
+    assert item["item"]["status"] == ("completed" if done["response"]["status"] == "completed" else "incomplete")
+
+
+def test_a_cancellation_on_the_heels_of_its_response_leaves_nothing_open(omni: Omni) -> None:
+    socket = Socket(HELLO, {"type": "response.create"}, {"type": "response.cancel"})
+    in_process(omni, socket, lambda conversation: bool(socket.of("response.done") or socket.of("error")))
+    assert [event["type"] for event in socket.sent][-2:] == ["response.created", "response.done"]
+    assert socket.sent[-1]["response"]["status"] == "cancelled"
+
+
+def test_a_bug_in_a_response_ends_the_conversation(omni: Omni, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def bug(*arguments: Any) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(Service, "pieces", bug)
+    socket = Socket(HELLO, {"type": "response.create"})
+    codes: list[int | None] = []
+    in_process(omni, socket, lambda conversation: socket.closed is not None and not codes.append(socket.closed))
+    assert codes == [1011]
+    assert "secret" in caplog.text
+    assert "secret" not in json.dumps(socket.sent)
+
+
+def test_sound_in_small_pieces_costs_no_more_than_its_samples(omni: Omni) -> None:
+    pieces = [append(b"")] * 300 + [append(spoken(1 / RATE_HZ))] * 300
+    socket = Socket({"type": "session.update", "session": {"type": "realtime", "audio": {"input": {"turn_detection": None}}}}, *pieces)
+    socket.do({"type": "input_audio_buffer.append", "audio": base64.b64encode(spoken(0.2)).decode()})
+    socket.do({"type": "input_audio_buffer.commit"})
+    conversation = in_process(omni, socket, lambda conversation: bool(socket.of("conversation.item.done")))
+    (message,) = conversation.items.values()
+    assert len(message["content"][0]["audio"]) == pytest.approx(16_000 * (0.2 + 300 / RATE_HZ), abs=600)  # the resampler holds some back
+    assert conversation._heard == b""
+
+
+def test_items_are_added_at_the_end_or_not_at_all(omni: Omni) -> None:
+    a, last, first = (
+        {**HELLO, "previous_item_id": before, "item": {**HELLO["item"], "id": name}}
+        for before, name in ((None, "a"), ("a", "b"), ("root", "c"))
+    )
+    socket = Socket(a, last, first)
+    conversation = in_process(omni, socket, lambda conversation: bool(socket.of("error")))
+    assert list(conversation.items) == ["a", "b"]
+    assert socket.of("error")[0]["error"]["param"] == "previous_item_id"
 
 
 def test_a_session_is_changed_section_by_section() -> None:
