@@ -67,7 +67,7 @@ def create_app(omni: Omni, settings: Settings) -> FastAPI:
         """200 while they are, else 503."""
         if not service.worker.healthy:
             raise ApiError(503, "the server is shutting down")
-        return json_response({"status": "ok", "running": len(service.worker.running), "waiting": len(service.worker.waiting)})
+        return json_response({"status": "ok", "running": len(service.worker.running), "waiting": service.worker.n_waiting})
 
     @app.get("/metrics", summary="Counts and times for Prometheus")
     async def metrics() -> Response:

@@ -12,12 +12,13 @@ from starlette.responses import PlainTextResponse
 from omni.errors import DataError
 from omni.inference.sampling import Sampling
 from omni.inference.transcript import Span, Transcript
-from omni.server.errors import ApiError, compact, json_response
+from omni.server.errors import ApiError, compact, json_response, refuse
 from omni.server.media import MEDIA_TYPES, SoundWriter, sound, to_base64
 from omni.server.schemas import SPEECH_EXAMPLES, SpeechRequest
-from omni.server.service import Service, Streamed, as_events
-from omni.server.worker import Job
+from omni.server.service import Service, Streamed, as_events, unless_gone
+from omni.server.worker import Job, Piece
 
+ENGLISH = ("en", "english")
 TranscriptFormat = Literal["json", "text", "srt", "vtt", "verbose_json"]
 
 
@@ -54,16 +55,16 @@ def router(service: Service) -> APIRouter:
     """The endpoints."""
     routes = APIRouter()
 
-    async def sounds(job: Job, kind: Any) -> AsyncIterator[bytes]:
+    async def sounds(pieces: AsyncIterator[Piece], kind: Any) -> AsyncIterator[bytes]:
         writer = SoundWriter(kind, service.sample_rate_hz)
-        async for piece in service.pieces(job):
+        async for piece in pieces:
             if piece.speech is not None and (data := writer.write(piece.speech.waveform)):
                 yield data
         if data := writer.write(np.zeros(0, np.float32), last=True):
             yield data
 
-    async def sound_events(job: Job, kind: Any) -> AsyncIterator[str]:
-        async for data in sounds(job, kind):
+    async def sound_events(job: Job, pieces: AsyncIterator[Piece], kind: Any) -> AsyncIterator[str]:
+        async for data in sounds(pieces, kind):
             yield compact({"type": "speech.audio.delta", "audio": to_base64(data)})
         usage = {"input_tokens": 0, "output_tokens": job.n_frames, "total_tokens": job.n_frames}
         yield compact({"type": "speech.audio.done", "usage": usage})
@@ -72,23 +73,28 @@ def router(service: Service) -> APIRouter:
     async def speech(request: Request, body: SpeechRequest = Body(openapi_examples=SPEECH_EXAMPLES)) -> Response:
         """The file is sent while it is spoken. `stream_format: "sse"` sends it as events instead."""
         service.check_model(body.model)
-        service.worker.check_room()
+        refuse(body.unsupported())
         voice = service.voice(body.voice)
         most = service.settings.max_speech_characters
         if len(body.input) > most:
             raise ApiError(400, f"input: {len(body.input)} characters exceed the limit of {most}", "input", "too_long")
-        try:
-            line = await service.beside(service.omni.speaker.line, voice, Sampling(), body.input)
-        except DataError as error:
-            raise ApiError(400, f"input: {error}", "input") from None
-        job = service.worker.submit(Job(line=line))
-        if body.stream_format == "sse":
-            return Streamed(as_events(sound_events(job, body.response_format)), "text/event-stream", service.worker, job)
-        return Streamed(sounds(job, body.response_format), MEDIA_TYPES[body.response_format], service.worker, job)
+        job = Job()
 
-    async def transcript_events(job: Job, duration_s: float) -> AsyncIterator[str]:
+        async def read() -> None:
+            try:
+                job.line = await service.beside(service.omni.speaker.line, voice, Sampling(), body.input)
+            except DataError as error:
+                raise ApiError(400, f"input: {error}", "input") from None
+
+        await unless_gone(request, service.admit(job, read))
+        pieces = await service.begun(request, job)
+        if body.stream_format == "sse":
+            return Streamed(as_events(sound_events(job, pieces, body.response_format)), "text/event-stream", service.worker, job)
+        return Streamed(sounds(pieces, body.response_format), MEDIA_TYPES[body.response_format], service.worker, job)
+
+    async def transcript_events(pieces: AsyncIterator[Piece], duration_s: float) -> AsyncIterator[str]:
         told = ""
-        async for piece in service.pieces(job):
+        async for piece in pieces:
             if piece.transcript is not None and (text := piece.transcript.text) != told:
                 yield compact({"type": "transcript.text.delta", "delta": text[len(told) :]})
                 told = text
@@ -102,18 +108,32 @@ def router(service: Service) -> APIRouter:
         response_format: Annotated[TranscriptFormat, Form()] = "json",
         stream: Annotated[bool, Form()] = False,
         timestamp_granularities: Annotated[list[str] | None, Form(alias="timestamp_granularities[]")] = None,
+        language: Annotated[str, Form(description="English, which is all the model knows")] = "en",
+        temperature: Annotated[float, Form(ge=0, le=0)] = 0.0,
+        prompt: Annotated[str | None, Form(include_in_schema=False)] = None,
+        include: Annotated[list[str] | None, Form(alias="include[]", include_in_schema=False)] = None,
+        keywords: Annotated[list[str] | None, Form(alias="keywords[]", include_in_schema=False)] = None,
     ) -> Response:
         """Text as JSON, plain text, subtitles (`srt`, `vtt`) or with times (`verbose_json`); with `stream` as events, window by window."""
         service.check_model(model)
-        service.worker.check_room()
+        refuse({"prompt": bool(prompt), "include": bool(include), "keywords": bool(keywords)})
+        if language.lower().partition("-")[0] not in ENGLISH:
+            raise ApiError(400, "language: this model understands English only (en)", "language", "unsupported_value")
         granularities = timestamp_granularities or ["segment"]
         if not set(granularities) <= {"word", "segment"}:
             raise ApiError(400, "timestamp_granularities: use word or segment", "timestamp_granularities")
-        wave = await service.beside(sound, await file.read(), "file", service.sample_rate_hz, service.settings)
-        duration_s = len(wave) / service.sample_rate_hz
-        job = service.worker.submit(Job(transcripts=service.omni.transcripts(wave)))
+        job, duration_s = Job(), 0.0
+
+        async def read() -> None:
+            nonlocal duration_s
+            wave = await service.beside(sound, await file.read(), "file", service.sample_rate_hz, service.settings)
+            duration_s = len(wave) / service.sample_rate_hz
+            job.transcripts = service.omni.transcripts(wave)
+
+        await unless_gone(request, service.admit(job, read))
         if stream:
-            return Streamed(as_events(transcript_events(job, duration_s)), "text/event-stream", service.worker, job)
+            pieces = await service.begun(request, job)
+            return Streamed(as_events(transcript_events(pieces, duration_s)), "text/event-stream", service.worker, job)
         transcript = (await service.all_pieces(request, job))[-1].transcript
         assert transcript is not None
         usage = {"type": "duration", "seconds": round(duration_s, 3)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,41 +14,66 @@ from fastapi import APIRouter, Body, Request, Response
 from omni.chat import Message
 from omni.inference.engine import Prompt
 from omni.inference.sampling import Sampling
-from omni.server.errors import ApiError, compact, json_response
+from omni.server.errors import ApiError, compact, json_response, refuse
 from omni.server.media import SoundWriter, encode_sound, from_base64, picture, seen, sound, spectrogram, to_base64
-from omni.server.schemas import CHAT_EXAMPLES, AudioPart, ChatMessage, ChatRequest, ImagePart, RefusalPart
-from omni.server.service import Service, Streamed, as_events
-from omni.server.worker import Job
+from omni.server.schemas import CHAT_EXAMPLES, AudioPart, ChatMessage, ChatRequest, ImagePart, Part, RefusalPart, TextPart
+from omni.server.service import Service, Streamed, as_events, unless_gone
+from omni.server.settings import Settings
+from omni.server.worker import Job, Piece
 
 REPLY_TOKENS = 256  # unless the request says how many
 FINISH = {"end": "stop", "stop": "stop", "limit": "length", None: "stop"}
 
 
 def sampling_of(request: ChatRequest) -> Sampling:
-    """How the reply is chosen."""
+    """How the reply is chosen: without a seed, and not greedily, differently every time."""
     stop = request.stop
     return Sampling(
         temperature=request.temperature or 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
-        seed=(request.seed or 0) % 2**63,
+        seed=secrets.randbits(63) if request.seed is None else request.seed % 2**63,
         max_new_tokens=request.max_completion_tokens or request.max_tokens or REPLY_TOKENS,
         min_new_tokens=request.muomni.min_tokens,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
     )
 
 
-def read_messages(messages: list[ChatMessage], service: Service) -> list[Message]:
-    """Messages with their media decoded. Raises ApiError that names the part that is wrong."""
+def numbered_parts(messages: list[ChatMessage]) -> dict[str, Part]:
+    """The parts of all messages that have some, by where they are."""
+    return {
+        f"messages.{i}.content.{k}": part
+        for i, message in enumerate(messages)
+        if isinstance(message.content, list)
+        for k, part in enumerate(message.content)
+    }
+
+
+def check_size(messages: list[ChatMessage], settings: Settings) -> None:
+    """Raises ApiError for more media or text than a request may hold."""
+    parts = numbered_parts(messages)
+    media = [param for param, part in parts.items() if isinstance(part, (ImagePart, AudioPart))]
+    if len(media) > settings.max_media:
+        param = media[settings.max_media]
+        raise ApiError(400, f"{param}: more than {settings.max_media} pictures and sounds", param, "too_many_media")
+    n = sum(len(message.content) for message in messages if isinstance(message.content, str))
+    n += sum(len(part.text) for part in parts.values() if isinstance(part, TextPart))
+    n += sum(len(part.refusal) for part in parts.values() if isinstance(part, RefusalPart))
+    if n > settings.max_text_characters:
+        message = f"messages: {n} characters exceed the limit of {settings.max_text_characters}; leave out the oldest"
+        raise ApiError(400, message, "messages", "too_long")
+
+
+def remote_pictures(messages: list[ChatMessage]) -> dict[str, str]:
+    """The addresses of pictures that are not in the request itself, by where they are."""
+    pictures = {param: part.image_url.url for param, part in numbered_parts(messages).items() if isinstance(part, ImagePart)}
+    return {f"{param}.image_url": url for param, url in pictures.items() if not url.startswith("data:")}
+
+
+def read_messages(messages: list[ChatMessage], service: Service, fetched: Mapping[str, bytes]) -> list[Message]:
+    """Messages with their media decoded, and remote pictures as `fetched`. Raises ApiError that names the part that is wrong."""
     settings, rate_hz = service.settings, service.sample_rate_hz
-    if len(messages) > settings.max_messages:
-        raise ApiError(
-            400,
-            f"messages: {len(messages)} exceed the limit of {settings.max_messages}; leave out the oldest",
-            "messages",
-            "too_many_messages",
-        )
     image_size = service.omni.model.config.vision_encoder.image_size
-    n_media, left_s = 0, settings.max_audio_s
+    left_s = settings.max_audio_s
     read: list[Message] = []
     for i, message in enumerate(messages):
         role = "system" if message.role == "developer" else message.role
@@ -62,12 +88,10 @@ def read_messages(messages: list[ChatMessage], service: Service) -> list[Message
         parts: list[dict[str, Any]] = []
         for k, part in enumerate(message.content):
             param = f"messages.{i}.content.{k}"
-            if isinstance(part, (ImagePart, AudioPart)):
-                n_media += 1
-                if n_media > settings.max_media:
-                    raise ApiError(400, f"{param}: more than {settings.max_media} pictures and sounds", param, "too_many_media")
             if isinstance(part, ImagePart):
-                parts.append({"type": "image", "image": picture(part.image_url.url, f"{param}.image_url", image_size, settings)})
+                place = f"{param}.image_url"
+                pixels = picture(part.image_url.url, place, image_size, settings, fetched.get(place))
+                parts.append({"type": "image", "image": pixels})
             elif isinstance(part, AudioPart):
                 wave = sound(from_base64(part.input_audio.data, f"{param}.input_audio.data"), f"{param}.input_audio", rate_hz, settings)
                 left_s -= len(wave) / rate_hz
@@ -122,30 +146,34 @@ class Completion:
         self.speaks = "audio" in (request.modalities or ())
         self.format = request.audio.format if request.audio is not None else "wav"
 
-    async def begin(self) -> None:
+    async def begin(self, connection: Request) -> None:
         """Read the request and submit its job. Raises before anything is sent."""
         request, service = self.request, self.service
         service.check_model(request.model)
-        service.worker.check_room()
-        if (name := request.unsupported()) is not None:
-            raise ApiError(400, f"{name}: this server cannot do that; leave it out", name, "unsupported_value")
+        refuse(request.unsupported())
+        check_size(request.messages, service.settings)
         if self.speaks and request.stream and self.format not in ("pcm16", "pcm", "wav"):
             raise ApiError(400, "audio.format: a stream is pcm16 (24 kHz) or wav", "audio.format", "unsupported_value")
         voice = service.voice(request.audio.voice if request.audio is not None else None) if self.speaks else None
         sampling = sampling_of(request)
-        prompt = await service.beside(self._prompt, sampling)
         line = service.omni.speaker.line(voice, sampling) if self.speaks else None
-        self.job = service.worker.submit(Job(prompt=prompt, sampling=sampling, line=line))
+        self.job = Job(sampling=sampling, line=line)
+        await unless_gone(connection, service.admit(self.job, self._read))
 
-    def _prompt(self, sampling: Sampling) -> Prompt:
-        return self.service.omni.prompt(read_messages(self.request.messages, self.service), reserve=sampling.max_new_tokens)
+    async def _read(self) -> None:
+        fetched = await self.service.fetched(remote_pictures(self.request.messages))
+        self.job.prompt = await self.service.beside(self._prompt, fetched)
+
+    def _prompt(self, fetched: Mapping[str, bytes]) -> Prompt:
+        messages = read_messages(self.request.messages, self.service, fetched)
+        return self.service.omni.prompt(messages, reserve=self.job.sampling.max_new_tokens)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.identity, "object": kind, "created": self.created_s, "model": self.service.settings.name}
 
-    async def whole(self, request: Request) -> Response:
+    async def whole(self, connection: Request) -> Response:
         """The answer at once."""
-        pieces = await self.service.all_pieces(request, self.job)
+        pieces = await self.service.all_pieces(connection, self.job)
         text = "".join(piece.text for piece in pieces)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         waves = [piece.speech.waveform for piece in pieces if piece.speech is not None]
@@ -160,31 +188,37 @@ class Completion:
         extras = extras_of(self.job, self.request.muomni.view)
         return json_response({**self._head("chat.completion"), "choices": [choice], "usage": usage_of(self.job), "muomni": extras})
 
-    async def chunks(self) -> AsyncIterator[str]:
-        """The answer as it comes."""
+    async def chunks(self, pieces: AsyncIterator[Piece]) -> AsyncIterator[str]:
+        """The answer as it comes. What was said of a spoken one is remembered, however it ends: its name has been told."""
         head = compact(self._head("chat.completion.chunk"))[:-1]  # without the closing brace: most chunks differ in their delta alone
 
         def chunk(delta: dict[str, Any], finish: str | None = None) -> str:
             return f'{head},"choices":[{{"index":0,"delta":{compact(delta)},"logprobs":null,"finish_reason":{compact(finish)}}}]}}'
 
         writer = SoundWriter(self.format, self.service.sample_rate_hz) if self.speaks else None
-        text, sounded = "", False
+        text, sounded, until_s = "", False, 0
         yield chunk(
             {"role": "assistant", "content": None, "audio": {"id": self.audio_identity}}
             if self.speaks
             else {"role": "assistant", "content": ""}
         )
-        async for piece in self.service.pieces(self.job):
-            if piece.text:
-                text += piece.text
-                yield chunk({"audio": {"id": self.audio_identity, "transcript": piece.text}} if self.speaks else {"content": piece.text})
-            if piece.speech is not None and writer is not None:
-                sounded = True
-                yield chunk({"audio": {"id": self.audio_identity, "data": to_base64(writer.write(piece.speech.waveform))}})
-        if sounded and writer is not None:
-            if rest := writer.write(np.zeros(0, np.float32), last=True):
+        try:
+            async for piece in pieces:
+                if piece.text:
+                    text += piece.text
+                    yield chunk(
+                        {"audio": {"id": self.audio_identity, "transcript": piece.text}} if self.speaks else {"content": piece.text}
+                    )
+                if piece.speech is not None and writer is not None:
+                    sounded = True
+                    yield chunk({"audio": {"id": self.audio_identity, "data": to_base64(writer.write(piece.speech.waveform))}})
+        finally:
+            if self.speaks:
+                until_s = self.service.remember(self.audio_identity, text)
+        if writer is not None:
+            if sounded and (rest := writer.write(np.zeros(0, np.float32), last=True)):
                 yield chunk({"audio": {"id": self.audio_identity, "data": to_base64(rest)}})
-            yield chunk({"audio": {"id": self.audio_identity, "expires_at": self.service.remember(self.audio_identity, text)}})
+            yield chunk({"audio": {"id": self.audio_identity, "expires_at": until_s}})
         final = chunk({}, FINISH[self.job.stopped])[:-1]
         yield f'{final},"muomni":{compact(extras_of(self.job, self.request.muomni.view))}}}'
         if self.request.stream_options is not None and self.request.stream_options.include_usage:
@@ -205,9 +239,10 @@ def router(service: Service) -> APIRouter:
         """Text, pictures (`image_url` with a data URI) and sound (`input_audio`) in; text and, with `modalities: ["text", "audio"]`, speech out. What does
         not fit into the context is cut or dropped, and `muomni.notices` of the answer say so."""
         completion = Completion(body, service)
-        await completion.begin()
+        await completion.begin(request)
         if not body.stream:
             return await completion.whole(request)
-        return Streamed(as_events(completion.chunks()), "text/event-stream", service.worker, completion.job)
+        pieces = await service.begun(request, completion.job)
+        return Streamed(as_events(completion.chunks(pieces)), "text/event-stream", service.worker, completion.job)
 
     return routes

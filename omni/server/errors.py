@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -35,6 +35,13 @@ class ApiError(OmniError):
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code or CODES.get(status)
+
+
+def refuse(asked: Mapping[str, bool]) -> None:
+    """Raises ApiError for the first field that asks for what this server cannot do."""
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise ApiError(400, f"{name}: this server cannot do that; leave it out", name, "unsupported_value")
 
 
 def status_of(error: OmniError) -> int:

@@ -19,7 +19,6 @@ from omni.audio import decode_audio
 from omni.errors import DataError
 from omni.image import decode_image, to_pixels
 from omni.server.errors import ApiError
-from omni.server.remote import fetch
 from omni.server.settings import Settings
 
 PCM_RATE_HZ = 24_000  # OpenAI's raw PCM is 16-bit little-endian mono at this rate
@@ -49,14 +48,14 @@ def to_base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def picture(url: str, param: str, image_size: int, settings: Settings) -> Tensor:
-    """Pixels (3, image_size, image_size) of a data URI or, if the settings allow it, of a remote address."""
+def picture(url: str, param: str, image_size: int, settings: Settings, fetched: bytes | None = None) -> Tensor:
+    """Pixels (3, image_size, image_size) of a data URI or of what was `fetched` from a remote address."""
     if match := _DATA_URI.match(url):
         data = from_base64(url[match.end() :], param)
     elif url.startswith("data:"):
         raise ApiError(400, f"{param}: a data URI is written data:image/png;base64,…", param, "invalid_image_url")
-    elif settings.allow_remote:
-        data = fetch(url, param, max_bytes=settings.max_body_bytes)
+    elif fetched is not None:
+        data = fetched
     else:
         raise ApiError(
             400,

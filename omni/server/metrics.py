@@ -28,7 +28,7 @@ class Metrics:
         self._rounds = Gauge(prefix + "worker_rounds", "Rounds of the worker since it began", registry=self.registry)
         self._jobs = Gauge(prefix + "jobs", "Requests in the worker", ["state"], registry=self.registry)
         self._jobs.labels("running").set_function(lambda: len(worker.running))
-        self._jobs.labels("waiting").set_function(lambda: len(worker.waiting))
+        self._jobs.labels("waiting").set_function(lambda: worker.n_waiting)
         self._rounds.set_function(lambda: worker.n_rounds)
         Gauge(prefix + "realtime_sessions", "Realtime conversations that are open", registry=self.registry).set_function(sessions)
 

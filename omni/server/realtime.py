@@ -36,6 +36,7 @@ from omni.server.worker import Job
 log = logging.getLogger(__name__)
 
 MAX_ITEMS, MAX_ITEM_BYTES = 200, 32 * MEGABYTE  # of a conversation; the oldest are forgotten, as the context does anyway
+CHARACTER_BYTES = 32  # that reading a character of text takes
 MAX_APPEND_CHARACTERS = 4 << 20
 SAMPLE_BYTES = 4  # float32
 SUBPROTOCOL = "realtime"
@@ -62,9 +63,11 @@ class TurnDetection(Request):
 
 
 class Transcription(Request):
-    """Also write down what the user says; `model` is ours, whatever it is called."""
+    """Also write down what the user says, in English; `model` is ours, whatever it is called."""
 
     model: str | None = None
+    language: Literal["en"] | None = None
+    prompt: Annotated[str, Field(max_length=0)] | None = None
 
 
 class Input(Request):
@@ -131,7 +134,7 @@ class ItemPart(Request):
     """A part of an item that the client writes."""
 
     type: Literal["input_text", "input_audio", "input_image", "output_text", "text"]
-    text: str | None = None
+    text: Annotated[str, Field(max_length=10_000)] | None = None
     audio: str | None = None
     image_url: str | None = None
 
@@ -153,8 +156,8 @@ def size_bytes(message: Message) -> int:
     """What a message holds of texts, pictures and sounds."""
     content = message["content"]
     if isinstance(content, str):
-        return len(content)
-    return sum(len(part["text"]) if part["type"] == "text" else int(part[part["type"]].nbytes) for part in content)
+        return CHARACTER_BYTES * len(content)
+    return sum(CHARACTER_BYTES * len(part["text"]) if part["type"] == "text" else int(part[part["type"]].nbytes) for part in content)
 
 
 def updated(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -444,9 +447,9 @@ class Conversation:
         for k, part in enumerate(item.content):
             param = f"item.content.{k}"
             if part.type == "input_image":
-                pixels = await self.service.beside(
-                    picture, part.image_url or "", param, model.vision_encoder.image_size, self.service.settings
-                )
+                url, image_size = part.image_url or "", model.vision_encoder.image_size
+                fetched = await self.service.fetched({} if url.startswith("data:") else {param: url})
+                pixels = await self.service.beside(picture, url, param, image_size, self.service.settings, fetched.get(param))
                 parts.append({"type": "image", "image": pixels})
             elif part.type == "input_audio":
                 data = from_base64(part.audio or "", f"{param}.audio")
@@ -580,9 +583,13 @@ class Conversation:
     async def _say(self, answer: Answer, messages: list[Message], sampling: Sampling, voice: str | None) -> Job:
         """Send what the worker brings, piece by piece; returns the job when it is done."""
         service = self.service
-        prompt = await service.beside(lambda: service.omni.prompt(messages, reserve=sampling.max_new_tokens))
         line = service.omni.speaker.line(voice, sampling) if answer.speaks else None
-        answer.job = job = service.worker.submit(Job(prompt=prompt, sampling=sampling, line=line))
+        answer.job = job = Job(sampling=sampling, line=line)
+
+        async def read() -> None:
+            job.prompt = await service.beside(lambda: service.omni.prompt(messages, reserve=sampling.max_new_tokens))
+
+        await service.admit(job, read)
         writer = SoundWriter("pcm16", service.sample_rate_hz)
         answer.begun = True
         item = self._shown(answer.item_id, "assistant", [], "in_progress")

@@ -9,11 +9,12 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from omni.server.errors import ApiError
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # for all pictures of a request
 TRANSLATED = tuple(
     map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "2002::/16", "2001::/32"))
 )  # NAT64, 6to4, Teredo …: an IPv4 address is within
@@ -34,8 +35,18 @@ def public_address(host: str, port: int, param: str) -> str:
     return min(found)
 
 
-def fetch(url: str, param: str, *, max_bytes: int) -> bytes:
-    """What an http(s) URL holds. It connects to the very address that was checked and follows no redirection. Raises ApiError."""
+def fetch_all(urls: Mapping[str, str], *, max_bytes: int) -> dict[str, bytes]:
+    """What URLs hold, by parameter: all of it within TIMEOUT_S and no more than `max_bytes`. Raises ApiError."""
+    until_s, found = time.monotonic() + TIMEOUT_S, dict[str, bytes]()
+    for param, url in urls.items():
+        found[param] = fetch(url, param, max_bytes=max_bytes, until_s=until_s)
+        max_bytes -= len(found[param])
+    return found
+
+
+def fetch(url: str, param: str, *, max_bytes: int, until_s: float) -> bytes:
+    """What an http(s) URL holds, if it is there before `until_s` on the monotonic clock. It connects to the very address that was checked and
+    follows no redirection. Raises ApiError."""
     refused = ApiError(
         400, f"{param}: cannot be fetched; use a public http or https address of a picture, or a data URI", param, "invalid_image_url"
     )
@@ -47,29 +58,34 @@ def fetch(url: str, param: str, *, max_bytes: int) -> bytes:
     if not host or parts.username is not None:
         raise refused
     address = public_address(host, port, param)
-    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-    begun_s = time.monotonic()
-    patience = threading.Timer(TIMEOUT_S, lambda: _end(stream))  # for all of it: a server may send a byte now and then for ever
+    left_s = until_s - time.monotonic()
+    if left_s <= 0:
+        raise refused
+    connection = http.client.HTTPConnection(host, port)
+    patience = threading.Timer(left_s, lambda: _end(stream))  # a server may send a byte now and then for ever
     patience.daemon = True
     try:
-        stream = socket.create_connection((address, port), timeout=TIMEOUT_S)
+        stream = socket.create_connection((address, port), timeout=left_s)
         if parts.scheme == "https":
-            stream = ssl.create_default_context().wrap_socket(stream, server_hostname=host)
+            stream = ssl.create_default_context().wrap_socket(stream, server_hostname=host, do_handshake_on_connect=False)
         connection.sock = stream
         patience.start()
+        if isinstance(stream, ssl.SSLSocket):
+            stream.do_handshake()
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "muomni"})
         response = connection.getresponse()
         if response.status != 200:
             raise refused
-        data = b""
+        pieces: list[bytes] = []
         while piece := response.read1(1 << 16):
-            data += piece
-            if len(data) > max_bytes:
+            pieces.append(piece)
+            max_bytes -= len(piece)
+            if max_bytes < 0:
                 raise refused
-        if time.monotonic() - begun_s > TIMEOUT_S:
+        if time.monotonic() > until_s:
             raise refused  # what is there may be a part
-        return data
+        return b"".join(pieces)
     except (OSError, http.client.HTTPException, ValueError):
         raise refused from None
     finally:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from omni.server.media import AudioFormat
 
 MAX_STOP_CHARACTERS = 256
+MAX_MESSAGES, MAX_PARTS = 1_000, 100  # of a conversation, of a message
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
@@ -61,6 +62,10 @@ class RefusalPart(Request):
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart | RefusalPart, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(max_length=MAX_PARTS)]
+Content = Annotated[  # told apart first, so that errors are about the one that was meant
+    Annotated[str, Tag("text")] | Annotated[Parts, Tag("parts")], Discriminator(lambda value: "text" if isinstance(value, str) else "parts")
+]
 
 
 class SpokenBefore(Request):
@@ -73,7 +78,7 @@ class ChatMessage(Request):
     """One turn. A system message may only come first to be kept when a long conversation loses its oldest turns."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Content | None = None
     audio: SpokenBefore | None = None
 
 
@@ -101,7 +106,7 @@ class ChatRequest(Request):
     """A conversation to answer. `temperature` is 0 (greedy) unless given."""
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1)] | None = None
     audio: AudioOutput | None = None
     stream: bool | None = None
@@ -123,9 +128,9 @@ class ChatRequest(Request):
     presence_penalty: float | None = None
     logit_bias: dict[str, Any] | None = None
 
-    def unsupported(self) -> str | None:
-        """The first field that asks for what this server cannot do."""
-        asked = {
+    def unsupported(self) -> dict[str, bool]:
+        """Which fields ask for what this server cannot do."""
+        return {
             "n": self.n not in (None, 1),
             "logprobs": bool(self.logprobs),
             "tools": bool(self.tools),
@@ -135,7 +140,6 @@ class ChatRequest(Request):
             "presence_penalty": bool(self.presence_penalty),
             "logit_bias": bool(self.logit_bias),
         }
-        return next((name for name, is_asked in asked.items() if is_asked), None)
 
 
 class SpeechRequest(Request):
@@ -147,6 +151,11 @@ class SpeechRequest(Request):
     response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
     stream_format: Literal["audio", "sse"] = "audio"
     speed: Annotated[float, Field(ge=1, le=1)] = 1.0
+    instructions: str | None = None  # known, and refused
+
+    def unsupported(self) -> dict[str, bool]:
+        """Which fields ask for what this server cannot do."""
+        return {"instructions": bool(self.instructions)}
 
 
 RED_PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar, TypeVarTuple
 
-import anyio
-from anyio.to_thread import run_sync
 from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -19,8 +19,9 @@ from omni.errors import ConfigError, OmniError
 from omni.inference.omni import Omni
 from omni.server.errors import ApiError, compact, error_body
 from omni.server.metrics import Metrics
+from omni.server.remote import fetch_all
 from omni.server.settings import Settings
-from omni.server.worker import Job, Piece, Worker
+from omni.server.worker import Job, Piece, TimeLimitExceeded, Worker
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DECODERS_AT_ONCE = 2  # threads that decode media: each may need the memory of its largest picture
+FETCHERS_AT_ONCE = 8  # threads that wait for other sites' pictures: slow ones hold up nothing else
 REMEMBERED = 1_000  # spoken answers that a later message may name, for an hour
 REMEMBERED_S = 3_600
 FIRST_VOICE = ("alloy", "default")  # names that stand for the model's first voice: "alloy" is in every client's example
@@ -47,7 +49,9 @@ class Service:
         self.worker = Worker(omni, max_batch=settings.max_batch, max_queue=settings.max_queue, time_limit_s=settings.time_limit_s)
         self.metrics = Metrics(self.worker, lambda: self.n_sessions)
         self.n_sessions = 0
-        self._decoders = anyio.CapacityLimiter(DECODERS_AT_ONCE)
+        # a thread whose request has gone still ends its work, and holds its place until then
+        self._decoders = ThreadPoolExecutor(DECODERS_AT_ONCE, "decoder")
+        self._fetchers = ThreadPoolExecutor(FETCHERS_AT_ONCE, "fetcher")
         self._spoken: OrderedDict[str, tuple[int, str]] = OrderedDict()
 
     @property
@@ -62,7 +66,29 @@ class Service:
 
     async def beside(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         """Run what takes long (decoding media) in another thread."""
-        return await run_sync(work, *arguments, limiter=self._decoders)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(work, *arguments))
+
+    async def fetched(self, addresses: Mapping[str, str]) -> dict[str, bytes]:
+        """The pictures at remote `addresses`, which have the names of their parameters; none if this server fetches nothing."""
+        if not addresses or not self.settings.allow_remote:
+            return {}
+        fetch = partial(fetch_all, addresses, max_bytes=self.settings.max_body_bytes)
+        return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
+
+    async def admit(self, job: Job, read: Callable[[], Awaitable[None]]) -> Job:
+        """Give a job a place, have `read` put into it what its request holds, and submit it. Raises Overloaded before anything is read,
+        TimeLimitExceeded when that alone takes all the time there is."""
+        self.worker.accept(job)
+        try:
+            async with asyncio.timeout(self.settings.time_limit_s):
+                await read()
+        except TimeoutError:
+            self.worker.cancel(job)
+            raise TimeLimitExceeded(self.settings.time_limit_s) from None
+        except BaseException:
+            self.worker.cancel(job)
+            raise
+        return self.worker.submit(job)
 
     def check_model(self, name: str) -> None:
         """Raises ApiError for another model than the one served."""
@@ -101,6 +127,11 @@ class Service:
             yield piece
         self.metrics.done(job)
 
+    async def begun(self, request: Request, job: Job) -> AsyncIterator[Piece]:
+        """Those of a job whose first is there: until then its error is still the answer's status. Raises that, and ClientGone."""
+        pieces = self.pieces(job)
+        return _chained(await unless_gone(request, _first(pieces)), pieces)
+
     async def all_pieces(self, request: Request, job: Job) -> list[Piece]:
         """All of them together. Raises ClientGone, and cancels the job, when the client is."""
         try:
@@ -111,6 +142,17 @@ class Service:
 
 async def _collect(pieces: AsyncIterator[Piece]) -> list[Piece]:
     return [piece async for piece in pieces]
+
+
+async def _first(pieces: AsyncIterator[Piece]) -> Piece | None:
+    return await anext(pieces, None)
+
+
+async def _chained(first: Piece | None, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    if first is not None:
+        yield first
+    async for piece in pieces:
+        yield piece
 
 
 async def _gone(request: Request) -> None:

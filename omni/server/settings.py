@@ -22,7 +22,7 @@ def is_loopback(host: str) -> bool:
 class Settings:
     """`name` is the model's in the interface. `max_batch` requests are worked on together, `max_queue` more wait, the next is refused. A request may
     take `time_limit_s` from its acceptance, waiting included; its body `body_time_s` to arrive, and each piece of the answer `write_time_s` to
-    leave. `max_audio_s` and `max_media` bound the sounds and pictures of one request, `max_pixels` each picture."""
+    leave. `max_audio_s`, `max_media` and `max_text_characters` bound the sounds, pictures and texts of one request, `max_pixels` each picture."""
 
     name: str = "muomni"
     host: str = "127.0.0.1"
@@ -38,7 +38,7 @@ class Settings:
     max_audio_s: float = 300.0
     max_media: int = 32
     max_pixels: int = 16_000_000
-    max_messages: int = 1_000
+    max_text_characters: int = 1_000_000
     max_speech_characters: int = 4_096
     max_sessions: int = 16
 

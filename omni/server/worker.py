@@ -37,6 +37,9 @@ class Overloaded(OmniError):
 class TimeLimitExceeded(OmniError):
     """A request took longer than it may."""
 
+    def __init__(self, time_limit_s: float) -> None:
+        super().__init__(f"the request took longer than {time_limit_s:g} s")
+
 
 class ShuttingDown(OmniError):
     """The server finishes what it has accepted and takes no more."""
@@ -89,12 +92,13 @@ class Job:
 
 
 class Worker:
-    """Takes jobs and brings their pieces. `submit` and `pieces` belong to the event loop that `start` was called in."""
+    """Takes jobs and brings their pieces. `accept`, `submit` and `pieces` belong to the event loop that `start` was called in."""
 
     def __init__(self, omni: Omni, *, max_batch: int, max_queue: int, time_limit_s: float) -> None:
         self.omni, self.max_batch, self.max_queue, self.time_limit_s = omni, max_batch, max_queue, time_limit_s
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
+        self._reading: set[Job] = set()  # they have a place, while what their requests hold is still read
         self.n_rounds = 0
         self.mean_job_s = 1.0
         self._changed = threading.Condition()
@@ -125,19 +129,29 @@ class Worker:
         """Whether it takes jobs."""
         return self._thread.is_alive() and not self._stopping
 
-    def check_room(self) -> None:
-        """Raises Overloaded or ShuttingDown if a job would not be accepted now: worth asking before a request costs anything."""
-        if not self.healthy:
-            raise ShuttingDown("the server is shutting down")
-        n_jobs = len(self.waiting) + len({*self.running, *self._starting})
-        if n_jobs >= self.max_batch + self.max_queue:
-            raise Overloaded(max(1, min(round(n_jobs / self.max_batch * self.mean_job_s), round(self.time_limit_s))))
+    @property
+    def n_waiting(self) -> int:
+        """Jobs that have a place and are not worked on yet."""
+        return len(self._reading) + len(self.waiting)
+
+    def accept(self, job: Job) -> Job:
+        """Give a job a place, before its request costs anything; `submit` or `cancel` must follow. Raises Overloaded or ShuttingDown."""
+        with self._changed:
+            if not self.healthy:
+                raise ShuttingDown("the server is shutting down")
+            n_jobs = self.n_waiting + len({*self.running, *self._starting})
+            if n_jobs >= self.max_batch + self.max_queue:
+                raise Overloaded(max(1, min(round(n_jobs / self.max_batch * self.mean_job_s), round(self.time_limit_s))))
+            job.accepted_s = time.monotonic()
+            self._reading.add(job)
+        return job
 
     def submit(self, job: Job) -> Job:
-        """Accept a job. Raises Overloaded or ShuttingDown."""
+        """Have a job worked on; one without a place is accepted first. Raises Overloaded or ShuttingDown."""
         with self._changed:
-            self.check_room()
-            job.accepted_s = time.monotonic()
+            if job not in self._reading:
+                self.accept(job)
+            self._reading.remove(job)
             self.waiting.append(job)
             self._changed.notify()
         return job
@@ -156,6 +170,7 @@ class Worker:
         """Nobody wants it any more; of no effect on one that is done."""
         with self._changed:
             job.cancelled = True
+            self._reading.discard(job)
             if job in self.waiting:
                 self.waiting.remove(job)
             self._changed.notify()
@@ -183,7 +198,7 @@ class Worker:
         """Wait for work and move what fits from the queue into the batch; false when there is none and will be none."""
         with self._changed:
             while not self.running and not self.waiting:
-                if self._stopping:
+                if self._stopping and not self._reading:
                     return False
                 self._changed.wait()
             self._starting = []
@@ -221,7 +236,7 @@ class Worker:
     def _wanted(self, job: Job) -> bool:
         """False for a job that is cancelled or late; a late one is told so."""
         if not job.cancelled and time.monotonic() - job.accepted_s > self.time_limit_s:
-            self._emit(job, Failed(TimeLimitExceeded(f"the request took longer than {self.time_limit_s:g} s")))
+            self._emit(job, Failed(TimeLimitExceeded(self.time_limit_s)))
             return False
         return not job.cancelled
 

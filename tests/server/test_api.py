@@ -59,6 +59,15 @@ def test_sampling_is_obeyed(client: openai.OpenAI, omni: Omni) -> None:
     assert stopped.choices[0].finish_reason == "stop"
 
 
+def test_without_a_seed_every_answer_is_another_unless_it_is_greedy(client: openai.OpenAI) -> None:
+    def texts(**settings: float) -> set[str | None]:
+        answers = [client.chat.completions.create(model="muomni", messages=GREETING, max_tokens=24, **settings) for _ in range(3)]
+        return {answer.choices[0].message.content for answer in answers}
+
+    assert len(texts(temperature=1.3)) == 3
+    assert len(texts(temperature=0.0)) == len(texts(temperature=1.3, seed=0)) == len(texts()) == 1
+
+
 def test_pictures_and_sounds_reach_the_answer(client: openai.OpenAI, omni: Omni, media: Path) -> None:
     content = [
         {"type": "text", "text": "What?"},
@@ -193,7 +202,7 @@ def test_transcriptions_in_every_format(client: openai.OpenAI, omni: Omni, media
     def ask(kind: str, **more: object):  # type: ignore[no-untyped-def]
         return client.audio.transcriptions.create(model="muomni", file=path, response_format=kind, **more)  # type: ignore[call-overload]
 
-    assert ask("json").text == text
+    assert ask("json").text == ask("json", language="en", temperature=0, prompt="").text == text
     assert ask("text") == text + "\n"
     verbose = ask("verbose_json", timestamp_granularities=["word", "segment"])
     assert verbose.text == text

@@ -80,8 +80,10 @@ CASES: dict[str, tuple[Any, str]] = {
     "mp3 stream": (chat("x", modalities=["audio"], audio={"format": "mp3"}, stream=True), "audio.format"),
     "half a surrogate": (chat("\ud800"), "surrogate|unicode"),
     "too long": (chat("word " * 1000), "context of 128"),
-    "10,000 messages": ({"model": "muomni", "messages": [{"role": "user", "content": "x"}] * 10_000}, "10000 exceed the limit"),
-    "too many pictures": (chat(image("data:image/png;base64,AA==") * 40), "not a readable picture|more than 32"),
+    "10,000 messages": ({"model": "muomni", "messages": [{"role": "user", "content": "x"}] * 10_000}, "at most 1000"),
+    "too many pictures": (chat(image("data:image/png;base64,AA==") * 40), "more than 32"),
+    "too many parts": (chat([{"type": "text", "text": "x"}] * 101), "at most 100"),
+    "too much text": (chat("x" * 1_000_001), "exceed the limit of 1000000"),
     "remote picture": (chat(image("http://127.0.0.1:1/a.png")), "fetches nothing"),
     "file as picture": (chat(image("file:///etc/passwd")), "fetches nothing"),
     "wrong base64": (chat(image("data:image/png;base64,@@@")), "not valid base64"),
@@ -141,8 +143,17 @@ def test_wrong_speech_and_transcription_requests_are_told_so(server: Served) -> 
         ({"model": "muomni", "input": "Hello", "voice": "nobody"}, "ada, bob"),
         ({"model": "muomni", "input": "Hello", "response_format": "aac"}, "response_format"),
         ({"model": "muomni", "input": "Hello", "speed": 2}, "speed"),
+        ({"model": "muomni", "input": "Hello", "instructions": "Whisper."}, "instructions"),
     ):
         assert wanted in checked(*server.post("/v1/audio/speech", body))
+    for name, value in (("language", "de"), ("prompt", "Names"), ("temperature", "0.5"), ("include[]", "logprobs"), ("keywords[]", "a")):
+        body = b"".join(
+            f'--x\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{text}\r\n'.encode()
+            for field, text in (("model", "muomni"), (name, value))
+        )
+        body += b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nRIFF\r\n--x--\r\n'
+        status, answer = server.ask("POST", "/v1/audio/transcriptions", body, {"Content-Type": "multipart/form-data; boundary=x"})
+        assert name.removesuffix("[]") in checked(status, json.loads(answer))
     assert server.healthy
 
 

@@ -22,12 +22,16 @@ from omni.image import to_pixels
 from omni.server import remote
 from omni.server.errors import ApiError
 from omni.server.media import PCM_RATE_HZ, SoundWriter, encode_sound, from_base64, picture, sound, spectrogram, to_base64
-from omni.server.remote import fetch, public_address
+from omni.server.remote import fetch, fetch_all, public_address
 from omni.server.settings import Settings
 
 RATE_HZ = 16_000
 SETTINGS = Settings(max_audio_s=5.0, max_pixels=10_000)
 TONE = (0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ)).astype(np.float32)
+
+
+def soon() -> float:
+    return time.monotonic() + 10
 
 
 def uri(data: bytes) -> str:
@@ -166,7 +170,7 @@ def test_a_spectrogram_has_a_row_for_every_band():
 )
 def test_a_private_address_is_never_fetched_from(host, monkeypatch):
     with pytest.raises(ApiError, match="not public|no address"):
-        fetch(f"http://{host}/a.png", "x", max_bytes=1000)
+        fetch(f"http://{host}/a.png", "x", max_bytes=1000, until_s=soon())
 
 
 def test_a_name_with_one_private_address_is_private(monkeypatch):
@@ -183,7 +187,7 @@ def test_a_name_with_one_private_address_is_private(monkeypatch):
 )
 def test_an_address_of_another_kind_is_refused(url):
     with pytest.raises(ApiError, match="cannot be fetched"):
-        fetch(url, "x", max_bytes=1000)
+        fetch(url, "x", max_bytes=1000, until_s=soon())
 
 
 ANSWERS = {
@@ -223,13 +227,24 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_public_address_is_fetched(site):
-    assert fetch(f"{site}/good", "x", max_bytes=1000) == b"abc"
+    assert fetch(f"{site}/good", "x", max_bytes=1000, until_s=soon()) == b"abc"
 
 
 @pytest.mark.parametrize("path", ["/away", "/missing", "/large", "/nonsense", "/slow"])
-def test_a_site_that_does_not_give_a_picture_in_time_and_size_is_refused(site, path, monkeypatch):
-    monkeypatch.setattr(remote, "TIMEOUT_S", 0.5)
+def test_a_site_that_does_not_give_a_picture_in_time_and_size_is_refused(site, path):
     begun_s = time.monotonic()
     with pytest.raises(ApiError, match="cannot be fetched"):
-        fetch(f"{site}{path}", "x", max_bytes=1000)
-    assert time.monotonic() - begun_s < 15
+        fetch(f"{site}{path}", "x", max_bytes=1000, until_s=begun_s + 0.5)
+    assert time.monotonic() - begun_s < 5
+
+
+def test_all_pictures_of_a_request_share_its_time_and_its_bytes(site, monkeypatch):
+    urls = {name: f"{site}/good" for name in "abc"}
+    assert fetch_all(urls, max_bytes=9) == dict.fromkeys("abc", b"abc")
+    with pytest.raises(ApiError, match="c: cannot be fetched"):
+        fetch_all(urls, max_bytes=8)
+    monkeypatch.setattr(remote, "TIMEOUT_S", 0.5)
+    begun_s = time.monotonic()
+    with pytest.raises(ApiError, match="0: cannot be fetched"):
+        fetch_all({str(n): f"{site}/slow" for n in range(32)}, max_bytes=1000)
+    assert time.monotonic() - begun_s < 5

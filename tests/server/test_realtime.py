@@ -21,7 +21,7 @@ from small_model import CONFIG, make_omni, save
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.server import realtime
-from omni.server.realtime import Conversation, size_bytes, updated
+from omni.server.realtime import CHARACTER_BYTES, Conversation, size_bytes, updated
 from omni.server.service import Service
 from omni.server.settings import Settings
 from omni.tokenizer import BPETokenizer
@@ -387,14 +387,14 @@ def test_the_oldest_turns_are_forgotten_when_they_are_too_many_or_too_large(monk
     conversation = object.__new__(Conversation)
     conversation.items = {}
     sound = {"role": "user", "content": [{"type": "audio", "audio": np.zeros(25, np.float32)}, {"type": "text", "text": "What?"}]}
-    assert size_bytes(sound) == 105
+    assert size_bytes(sound) == 100 + 5 * CHARACTER_BYTES
     monkeypatch.setattr(realtime, "MAX_ITEMS", 4)
-    monkeypatch.setattr(realtime, "MAX_ITEM_BYTES", 250)
+    monkeypatch.setattr(realtime, "MAX_ITEM_BYTES", 250 + 10 * CHARACTER_BYTES)
     for name in "abc":
         conversation._keep(name, sound)
     assert list(conversation.items) == ["b", "c"]
     for name in "defgh":
-        conversation._keep(name, {"role": "user", "content": "Hello!"})
+        conversation._keep(name, {"role": "user", "content": "Hi"})
     assert list(conversation.items) == ["e", "f", "g", "h"]
     conversation._keep("i", {"role": "user", "content": "x" * 300})
     assert list(conversation.items) == ["i"]
