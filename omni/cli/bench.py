@@ -104,16 +104,24 @@ def bench_answer(
 def bench_generate(
     checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="how long to measure")] = 10.0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="threads of the mathematics; default: torch's; `bench serve` compares with 1")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; auto is a GPU if there is one")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object on standard output")] = False,
 ) -> None:
     """Tokens per second of replies one after another, and how soon the first is there."""
+    import torch
+
     from omni.evaluation.speed import measure_generation
     from omni.inference.omni import Omni
 
-    speed = measure_generation(Omni.from_pretrained(checkpoint, device), seconds)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    omni = Omni.from_pretrained(checkpoint, device)
+    speed = measure_generation(omni, seconds)
     if as_json:
-        print_json({"what": "generate", "machine": machine(), "metrics": vars(speed)})
+        print_json({"what": "generate", "checkpoint": str(omni.folder), "machine": machine(), "metrics": vars(speed)})
         return
     print(f"{speed.tokens_per_s:,.0f} tokens/s over {speed.replies} replies; first text after {speed.first_text_ms:g} ms")
 
@@ -121,7 +129,7 @@ def bench_generate(
 def bench_serve(
     checkpoint: Annotated[Path | None, typer.Option("--checkpoint", "--ckpt", help=f"model folder; default {DEFAULT_CHECKPOINT}")] = None,
     clients: Annotated[int, typer.Option(min=1, help="clients that stream at once")] = 64,
-    spoken_clients: Annotated[int, typer.Option(min=1, help="clients that have texts spoken at once")] = 8,
+    spoken_clients: Annotated[int, typer.Option(min=1, help="clients that are answered aloud at once")] = 8,
     seconds: Annotated[float, typer.Option(min=0.5, help="how long the many clients ask; the other measurements are shorter")] = 60.0,
     threads: Annotated[int, typer.Option(min=1, help="threads of the worker's mathematics; small models are fastest on one")] = 1,
     out: Annotated[Path | None, typer.Option(help="write the JSON into this file too")] = None,
@@ -133,7 +141,7 @@ def bench_serve(
 
     omni = Omni.from_pretrained(checkpoint, "cpu")
     speed = measure_serving(omni, clients=clients, spoken_clients=spoken_clients, seconds=seconds, threads=threads)
-    result = {"what": "serve", "machine": machine(), "metrics": asdict(speed)}
+    result = {"what": "serve", "checkpoint": str(omni.folder), "machine": machine(), "metrics": asdict(speed)}
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     if as_json:
@@ -147,10 +155,10 @@ def bench_serve(
             f"{load.clients} clients: {load.tokens_per_s:,.0f} tokens/s, first text {load.first_ms:g} ms (95 %: {load.first_ms_p95:g}), "
             f"{load.whole} of {load.asked} replies whole, {load.as_alone} as alone (largest gap {load.largest_gap:g}), memory {load.memory_mb} MB"
         )
-    if speed.say_first_audio_ms is not None:
-        print(f"in this process first sound {speed.say_first_audio_ms:g} ms")
+    if speed.answer_first_audio_ms is not None:
+        print(f"in this process first sound {speed.answer_first_audio_ms:g} ms")
     for load in filter(None, (speed.spoken_alone, speed.spoken)):
         print(
             f"{load.clients} spoken: {load.audio_s_per_s:g} s of sound a second, first sound {load.first_ms:g} ms, "
-            f"{load.whole} of {load.asked} whole"
+            f"{load.whole} of {load.asked} whole, {load.as_alone} as alone"
         )

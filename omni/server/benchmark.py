@@ -16,15 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from omni.errors import ConfigError
-from omni.evaluation.speed import LONGER, QUESTIONS, TEN_WORDS, GenerationSpeed, measure_generation
+from omni.errors import ConfigError, DataError
+from omni.evaluation.speed import QUESTIONS, GenerationSpeed, measure_generation
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.server.media import PCM_RATE_HZ
@@ -34,13 +35,13 @@ START_S = 300.0
 REPLY_TOKENS = 64
 TURNS = 10  # that generation without a server and one client take: a machine is not as fast at one time as at another
 SAMPLING = Sampling(max_new_tokens=REPLY_TOKENS, min_new_tokens=REPLY_TOKENS)  # whatever the model would say, the work is the same
-SAID = (TEN_WORDS, *LONGER.split(". "))
+SAME_SAMPLE = 328  # of 16 bits, one hundredth of full scale: neighbours in a batch change the rounding, another code changes much more
 
 
 @dataclass(frozen=True)
 class Load:
-    """What so many clients saw, together, for so long: replies asked for and got whole; of those how many were as they are alone, and of the others the
-    largest gap between the top two logits where they part. First text or sound in milliseconds, median and 95th percentile. `tokens_per_s` of text,
+    """What so many clients saw, together, for so long: replies asked for and got whole; of those how many were as they are alone, word and sound, and of
+    the others the largest gap between the top two logits where their texts part. First text or sound in milliseconds, median and 95th percentile. `tokens_per_s` of text,
     `audio_s_per_s` of sound. Memory of the server in megabytes, after a tenth of the time and at the end."""
 
     clients: int
@@ -58,14 +59,14 @@ class Load:
 
 @dataclass(frozen=True)
 class ServingSpeed:
-    """In-process generation and, in turns with it, one client; many clients; in-process speech, one client of spoken texts and several, if the
+    """In-process generation and, in turns with it, one client; many clients; in-process spoken answers, one client of them and several, if the
     model speaks."""
 
     generate_tokens_per_s: float
     generate_first_text_ms: float
     alone: Load
     many: Load
-    say_first_audio_ms: float | None
+    answer_first_audio_ms: float | None
     spoken_alone: Load | None
     spoken: Load | None
     share_of_generate: float
@@ -74,11 +75,28 @@ class ServingSpeed:
 
 @dataclass
 class _Reply:
+    """A reply as far as it came. It is `whole` if it came to its end without an error."""
+
     text: str = ""
     tokens: int = 0
-    sound_bytes: int = 0
+    sound: bytes = b""
     first_s: float | None = None
     whole: bool = False
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Add what an event brings."""
+        for choice in event.get("choices", ()):
+            audio = choice["delta"].get("audio") or {}
+            self.text += choice["delta"].get("content") or audio.get("transcript") or ""
+            self.sound += base64.b64decode(audio.get("data") or "")
+        if "usage" in event:
+            self.tokens = event["usage"]["completion_tokens_details"]["text_tokens"]
+
+    def is_like(self, other: _Reply) -> bool:
+        """Whether it says the same and sounds the same."""
+        ours, theirs = (np.frombuffer(reply.sound, "<i2").astype(np.int32) for reply in (self, other))
+        same_sound = len(ours) == len(theirs) and int(np.abs(ours - theirs).max(initial=0)) <= SAME_SAMPLE
+        return self.text == other.text and same_sound
 
 
 @dataclass
@@ -132,63 +150,38 @@ class _Server:
         self.process.wait(60)
 
 
-async def _ask(port: int, path: str, body: dict[str, Any], take: Callable[[dict[str, Any], _Reply], None]) -> _Reply:
-    """One request, streamed; `take` reads an event into the reply."""
-    reply = _Reply()
+async def ask(port: int, n: int, *, spoken: bool) -> _Reply:
+    """The nth question, answered in a stream; `spoken`: aloud too, and what is first is the sound."""
+    body = {
+        "model": "muomni",
+        "messages": [{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}],
+        "max_tokens": REPLY_TOKENS,
+        "muomni": {"min_tokens": REPLY_TOKENS},
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **({"modalities": ["text", "audio"], "audio": {"format": "pcm16"}} if spoken else {}),
+    }
+    data = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    reply, failed = _Reply(), False
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=MEGABYTE)
-    data = json.dumps(body).encode()
-    writer.write(
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
-    )
+    writer.write(head.encode() + data)
     try:
         while line := await reader.readline():
-            if not line.startswith(b"data: "):
-                reply.whole |= line == b"0\r\n"  # the last chunk
-                if reply.whole:
-                    break
-                continue
             if line.startswith(b"data: {"):
-                take(json.loads(line[6:]), reply)
-                if reply.first_s is None and (reply.text or reply.sound_bytes):
+                event = json.loads(line[6:])
+                failed |= "error" in event
+                reply.take(event)
+                if reply.first_s is None and (reply.sound if spoken else reply.text):
                     reply.first_s = time.perf_counter() - start
+            reply.whole |= line.startswith(b"data: [DONE]") and not failed
         return reply
     finally:
         writer.close()
 
 
-def _take_chat(event: dict[str, Any], reply: _Reply) -> None:
-    for choice in event.get("choices", ()):
-        reply.text += choice["delta"].get("content") or ""
-    if "usage" in event:
-        reply.tokens = event["usage"]["completion_tokens"]
-
-
-def _take_speech(event: dict[str, Any], reply: _Reply) -> None:
-    reply.sound_bytes += len(base64.b64decode(event.get("audio", "")))
-
-
-def ask_chat(port: int, n: int) -> Coroutine[Any, Any, _Reply]:
-    """The nth question."""
-    messages = [{"role": "user", "content": QUESTIONS[n % len(QUESTIONS)]}]
-    body = {
-        "model": "muomni",
-        "messages": messages,
-        "max_tokens": REPLY_TOKENS,
-        "muomni": {"min_tokens": REPLY_TOKENS},
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    return _ask(port, "/v1/chat/completions", body, _take_chat)
-
-
-def ask_speech(port: int, n: int) -> Coroutine[Any, Any, _Reply]:
-    """The nth text, spoken."""
-    body = {"model": "muomni", "input": SAID[n % len(SAID)], "response_format": "pcm", "stream_format": "sse"}
-    return _ask(port, "/v1/audio/speech", body, _take_speech)
-
-
-async def _load(server: _Server, clients: int, seconds: float, ask: Callable[[int, int], Coroutine[Any, Any, _Reply]]) -> _Run:
+async def _load(server: _Server, clients: int, seconds: float, *, spoken: bool = False) -> _Run:
     """So many clients that ask one thing after another until the time is over."""
     run, numbers = _Run(), itertools.count()
     start = time.perf_counter()
@@ -198,7 +191,7 @@ async def _load(server: _Server, clients: int, seconds: float, ask: Callable[[in
             n = next(numbers)
             run.asked += 1
             with contextlib.suppress(OSError, ValueError):  # then it is lost: it was asked and is not there
-                run.replies.append((n, await ask(server.port, n)))
+                run.replies.append((n, await ask(server.port, n, spoken=spoken)))
 
     async def watch() -> None:
         await asyncio.sleep(seconds / 10)
@@ -210,36 +203,47 @@ async def _load(server: _Server, clients: int, seconds: float, ask: Callable[[in
     return run
 
 
-def _summary(clients: int, runs: Sequence[_Run], omni: Omni, wanted: dict[str, str]) -> Load:
-    """What came of runs, whose texts should be those in `wanted`."""
+def _summary(clients: int, runs: Sequence[_Run], omni: Omni, wanted: Mapping[str, _Reply]) -> Load:
+    """What came of runs, whose replies should be those in `wanted`."""
     whole = [(n, reply) for run in runs for n, reply in run.replies if reply.whole]
     seconds = sum(run.seconds for run in runs)
     firsts = sorted(1000 * reply.first_s for _, reply in whole if reply.first_s is not None) or [0.0]
-    asked = [(QUESTIONS[n % len(QUESTIONS)], reply.text) for n, reply in whole if reply.text]
-    others = [(question, text) for question, text in asked if text != wanted[question]]
+    asked = [(QUESTIONS[n % len(QUESTIONS)], reply) for n, reply in whole]
+    others = [(question, reply.text) for question, reply in asked if reply.text != wanted[question].text]
     return Load(
         clients=clients,
         seconds=round(seconds, 1),
         asked=sum(run.asked for run in runs),
         whole=len(whole),
-        as_alone=len(asked) - len(others),
+        as_alone=sum(reply.is_like(wanted[question]) for question, reply in asked),
         largest_gap=round(max((_gap(omni, question, text) for question, text in others), default=0.0), 6),
         tokens_per_s=round(sum(reply.tokens for _, reply in whole) / seconds, 1),
-        audio_s_per_s=round(sum(reply.sound_bytes for _, reply in whole) / (2 * PCM_RATE_HZ) / seconds, 2),
+        audio_s_per_s=round(sum(len(reply.sound) for _, reply in whole) / (2 * PCM_RATE_HZ) / seconds, 2),
         first_ms=round(statistics.median(firsts), 1),
         first_ms_p95=round(firsts[int(0.95 * (len(firsts) - 1))], 1),
         memory_mb=[runs[0].memory_mb[0], runs[-1].memory_mb[-1]],
     )
 
 
-def _first_sound_ms(omni: Omni, rounds: int = 3) -> float:
-    """Of SAID, in this process, median."""
+def _first_sound_ms(omni: Omni) -> float:
+    """From a question to the first sound of its spoken answer, in this process; median over QUESTIONS."""
     firsts = []
-    for text in SAID * rounds:
+    for question in QUESTIONS:
         start = time.perf_counter()
-        next(omni.say_stream(text))
-        firsts.append(1000 * (time.perf_counter() - start))
-    return round(statistics.median(firsts), 1)
+        replies, speech = omni.engine.batch(), omni.speaker.batch()
+        (draft,) = replies.join([omni.prompt([{"role": "user", "content": question}], reserve=REPLY_TOKENS)], [SAMPLING])
+        line = omni.speaker.line(None, SAMPLING)
+        speech.join(line)
+        with contextlib.suppress(DataError):  # a reply without words
+            while line.news() is None:
+                if not line.complete and (news := draft.news()) is not None:
+                    line.add(news.text, last=news.stopped is not None)
+                if speech.can_step:
+                    speech.step()
+                if replies.drafts:
+                    replies.step()
+            firsts.append(1000 * (time.perf_counter() - start))
+    return round(statistics.median(firsts or [0.0]), 1)
 
 
 @torch.inference_mode()
@@ -255,26 +259,27 @@ def _gap(omni: Omni, question: str, text: str) -> float:
 
 
 def measure_serving(omni: Omni, *, clients: int = 64, spoken_clients: int = 8, seconds: float = 60.0, threads: int = 1) -> ServingSpeed:
-    """One client for a third of the time, then `clients` for all of it, then, if the model speaks, one client of spoken texts for a sixth and
+    """One client for a third of the time, then `clients` for all of it, then, if the model speaks, one client of spoken answers for a sixth and
     `spoken_clients` for half. All on the CPU. Raises ConfigError if the server does not start."""
     assert omni.folder is not None, "a model from a folder, which the server loads too"
     torch.set_num_threads(threads)
-    wanted = {
-        q: omni.engine.generate([omni.prompt([{"role": "user", "content": q}], reserve=REPLY_TOKENS)], SAMPLING)[0].text for q in QUESTIONS
-    }
+    prompts = {q: omni.prompt([{"role": "user", "content": q}], reserve=REPLY_TOKENS) for q in QUESTIONS}
+    wanted = {q: _Reply(omni.engine.generate([prompt], SAMPLING)[0].text) for q, prompt in prompts.items()}
+    wanted_spoken: dict[str, _Reply] = {}
     generated: list[GenerationSpeed] = []
     alone: list[_Run] = []
     server = _Server(omni.folder, threads, clients)
-    say_first_audio_ms = spoken_alone = spoken = None
+    answer_first_audio_ms = spoken_alone = spoken = None
     try:
         for _ in range(TURNS):
             generated.append(measure_generation(omni, seconds / 3 / TURNS, REPLY_TOKENS))
-            alone.append(asyncio.run(_load(server, 1, seconds / 3 / TURNS, ask_chat)))
-        many = asyncio.run(_load(server, clients, seconds, ask_chat))
+            alone.append(asyncio.run(_load(server, 1, seconds / 3 / TURNS)))
+        many = asyncio.run(_load(server, clients, seconds))
         if {"talker", "codec"} <= set(omni.model.components):
-            say_first_audio_ms = _first_sound_ms(omni)
-            spoken_alone = asyncio.run(_load(server, 1, seconds / 6, ask_speech))
-            spoken = asyncio.run(_load(server, spoken_clients, seconds / 2, ask_speech))
+            answer_first_audio_ms = _first_sound_ms(omni)
+            wanted_spoken = {q: asyncio.run(ask(server.port, n, spoken=True)) for n, q in enumerate(QUESTIONS)}
+            spoken_alone = asyncio.run(_load(server, 1, seconds / 6, spoken=True))
+            spoken = asyncio.run(_load(server, spoken_clients, seconds / 2, spoken=True))
     finally:
         server.stop()
     one, most = _summary(1, alone, omni, wanted), _summary(clients, [many], omni, wanted)
@@ -284,9 +289,9 @@ def measure_serving(omni: Omni, *, clients: int = 64, spoken_clients: int = 8, s
         generate_first_text_ms=round(statistics.median(speed.first_text_ms for speed in generated), 2),
         alone=one,
         many=most,
-        say_first_audio_ms=say_first_audio_ms,
-        spoken_alone=_summary(1, [spoken_alone], omni, wanted) if spoken_alone is not None else None,
-        spoken=_summary(spoken_clients, [spoken], omni, wanted) if spoken is not None else None,
+        answer_first_audio_ms=answer_first_audio_ms,
+        spoken_alone=_summary(1, [spoken_alone], omni, wanted_spoken) if spoken_alone is not None else None,
+        spoken=_summary(spoken_clients, [spoken], omni, wanted_spoken) if spoken is not None else None,
         share_of_generate=round(one.tokens_per_s / generate_tokens_per_s, 3),
         times_one_client=round(most.tokens_per_s / max(one.tokens_per_s, 1e-9), 2),
     )
