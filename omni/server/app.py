@@ -33,7 +33,15 @@ def create_app(omni: Omni, settings: Settings) -> FastAPI:
         yield
         await service.worker.stop()
 
-    app = FastAPI(title="μOmni", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="μOmni",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=errors.ANSWERS,
+    )
     app.state.service = service
     app.add_middleware(Guard, service=service)
     errors.install(app)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from omni.errors import CheckpointError, OmniError
@@ -27,6 +28,27 @@ CODES = {
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; `param` names the field of the request that is to blame."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is an error, for the description of the interface."""
+
+    error: ErrorDetail
+
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "What is wrong with the request; 429: come back after `Retry-After` seconds"},
+    "5XX": {"model": ErrorAnswer, "description": "The server shuts down, was late, or failed"},
+}
 
 
 class ApiError(OmniError):
@@ -65,15 +87,16 @@ def error_body(error: OmniError) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(error: OmniError) -> Response:
+def error_response(error: OmniError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer to a request that failed before its answer began."""
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, Overloaded) else None
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": str(error.retry_after_s)}
     if status_of(error) == 401:
         headers = {"WWW-Authenticate": "Bearer"}
     return json_response(error_body(error), status_of(error), headers)
 
 
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
     return Response(compact(value), status, headers, media_type="application/json")
 
@@ -106,7 +129,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_routing(request: Request, error: HTTPException) -> Response:
-        return error_response(ApiError(error.status_code, str(error.detail)))
+        return error_response(ApiError(error.status_code, str(error.detail)), error.headers)
 
     @app.exception_handler(Exception)
     async def of_bugs(request: Request, error: Exception) -> Response:

@@ -72,8 +72,10 @@ class Guard:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises ApiError for a foreign page or name, and for a missing or wrong key."""
         host = headers.get("host", "")
-        if is_loopback(self.settings.host) and not is_loopback(_name(f"//{host}")):
-            raise ApiError(403, "this server answers to its own name only")  # a foreign name that was made to point here
+        if self._key is None and is_loopback(self.settings.host) and not is_loopback(_name(f"//{host}")):
+            raise ApiError(
+                403, "this server answers to its own name only"
+            )  # a foreign name that was made to point here; its pages have no key
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "this server answers its own page only")

@@ -32,6 +32,7 @@ MEDIA_TYPES = {
     "pcm16": f"audio/pcm;rate={PCM_RATE_HZ}",
 }
 _DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*);base64,", re.ASCII)
+MP3_TAGS, MP3_HEAD_BYTES, MP3_FRAME_SAMPLES = (b"Xing", b"Info"), 1 << 16, 1152  # where they are, the length is told and no estimate
 UNKNOWN = 0xFFFFFFFF  # the length in the header of a WAV that is still being made
 
 
@@ -70,15 +71,21 @@ def picture(url: str, param: str, image_size: int, settings: Settings, fetched: 
 
 
 def sound(data: bytes, param: str, sample_rate_hz: int, settings: Settings) -> np.ndarray:
-    """The waveform (n,) of an audio file. Raises ApiError for one that is unreadable, cut off or too long."""
+    """The waveform (n,) of an audio file. Raises ApiError for one that is unreadable, too long, or shorter than its own head says."""
     if data[:4] == b"RIFF" and len(data) >= 8:
         size = struct.unpack("<I", data[4:8])[0]
         if len(data) < size + 8 and size < UNKNOWN - 0xFFF:  # writers to a pipe leave the largest number, or nearly
             raise ApiError(400, f"{param}: the WAV file is cut off: {len(data)} bytes of {size + 8}", param, "invalid_audio")
     try:
-        return decode_audio(data, param, sample_rate_hz, settings.max_audio_s)
+        wave = decode_audio(data, param, sample_rate_hz, settings.max_audio_s)
     except DataError as error:
         raise ApiError(400, str(error), param, "invalid_audio") from None
+    if any(tag in data[:MP3_HEAD_BYTES] for tag in MP3_TAGS):
+        info = soundfile.info(io.BytesIO(data))
+        read_s = len(wave) / sample_rate_hz
+        if info.format == "MP3" and info.duration - read_s > 2 * MP3_FRAME_SAMPLES / info.samplerate:  # encoders differ in what they count
+            raise ApiError(400, f"{param}: the MP3 file is cut off: {read_s:.3g} s of {info.duration:.3g} s", param, "invalid_audio")
+    return wave
 
 
 def pcm16(samples: np.ndarray) -> bytes:

@@ -228,6 +228,10 @@ def test_metrics_and_the_description_of_the_interface(server: Served, client: op
     assert {"/v1/chat/completions", "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/models", "/health", "/metrics"} <= set(
         api["paths"]
     )
+    assert "HTTPValidationError" not in api["components"]["schemas"]
+    for operation in (operation for path in api["paths"].values() for operation in path.values()):
+        error = operation["responses"]["4XX"]["content"]["application/json"]["schema"]
+        assert error == {"$ref": "#/components/schemas/ErrorAnswer"}
     for path in ("/v1/chat/completions", "/v1/audio/speech"):
         examples = api["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
         for example in examples.values():

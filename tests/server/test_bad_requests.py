@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import http.client
 import io
 import json
 import random
@@ -66,6 +67,7 @@ CASES: dict[str, tuple[Any, str]] = {
     "another model": (chat("Hello", model="gpt-4o"), "no model 'gpt-4o'"),
     "no messages": ({"model": "muomni", "messages": []}, "messages"),
     "unknown role": ({"model": "muomni", "messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
+    "half a surrogate as a part": (chat([{"type": "\ud800"}]), "messages.0.content"),
     "unknown part": (chat([{"type": "video", "video": "x"}]), "messages.0.content"),
     "no content": ({"model": "muomni", "messages": [{"role": "user"}]}, "neither content nor audio"),
     "temperature": (chat("x", temperature=3), "temperature"),
@@ -136,6 +138,15 @@ def test_a_broken_request_is_refused(path: str, body: bytes | None, headers: dic
     assert server.healthy
 
 
+def test_a_wrong_method_is_told_the_right_one(server: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("GET", CHAT)
+    response = connection.getresponse()
+    assert (response.status, response.getheader("Allow")) == (405, "POST")
+    checked(response.status, json.loads(response.read()))
+    connection.close()
+
+
 def test_wrong_speech_and_transcription_requests_are_told_so(server: Served) -> None:
     for body, wanted in (
         ({"model": "muomni", "input": ""}, "nothing to say"),
@@ -189,10 +200,12 @@ def test_a_client_that_dawdles_is_closed(server: Served) -> None:
 
 def test_what_is_not_http_is_closed(server: Served) -> None:
     for nonsense in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
-        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
-        connection.sendall(nonsense)
-        assert connection.recv(1000).startswith((b"HTTP/1.1 400", b""))
-        connection.close()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            connection.sendall(nonsense)
+            answer = b""
+            while data := connection.recv(1000):  # a connection that is kept open times out
+                answer += data
+            assert answer.startswith(b"HTTP/1.1 400 ")
     assert server.healthy
 
 

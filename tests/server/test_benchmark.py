@@ -69,7 +69,9 @@ def test_the_load_is_measured_and_nothing_is_lost_or_mixed_up(checkpoint: Path, 
         assert load["clients"] == clients
         assert load["asked"] == load["whole"] > 0
         assert load["first_ms"] > 0
-        assert load["tokens_per_s"] * load["seconds"] == pytest.approx(64 * load["whole"], rel=0.05)
+        assert load["tokens_per_s"] * load["seconds"] == pytest.approx(
+            64 * load["whole"], abs=0.06 * load["tokens_per_s"] + 1
+        )  # seconds are rounded
         assert load["as_alone"] >= 0.99 * load["whole"] or load["largest_gap"] < 1e-3
         assert load["as_alone"] > 0
         assert (load["audio_s_per_s"] > 0) == name.startswith("spoken")

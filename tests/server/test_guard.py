@@ -134,6 +134,16 @@ def test_the_key_is_asked_for(given: str | None, status: int) -> None:
     assert status == 200 or headers[b"www-authenticate"] == b"Bearer"
 
 
+def test_with_a_key_it_answers_to_the_name_that_a_proxy_has() -> None:
+    names = {"host": "api.example", "origin": "https://api.example"}
+    for more, status in (
+        ({}, 401),
+        ({"authorization": "Bearer secret"}, 200),
+        ({"authorization": "Bearer secret", "origin": "https://b.example"}, 403),
+    ):
+        assert asyncio.run(ask(guard(KEYED)[0], headers=names | more))[0] == status
+
+
 def test_an_overloaded_server_says_when_to_come_back() -> None:
     response = error_response(Overloaded(7))
     assert response.status_code == 429

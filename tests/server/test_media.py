@@ -139,6 +139,25 @@ def test_what_is_no_sound_or_too_long_is_refused(data, message):
         sound(data, "file", RATE_HZ, SETTINGS)
 
 
+def mp3(seconds: float) -> bytes:
+    """Its head tells how long it is."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).standard_normal(round(seconds * RATE_HZ)) * 0.1
+    soundfile.write(file, noise, RATE_HZ, format="MP3")
+    return file.getvalue()
+
+
+def test_an_mp3_that_is_cut_off_is_refused_where_its_head_tells_its_length():
+    data = mp3(4)
+    assert len(sound(data, "file", RATE_HZ, SETTINGS)) == 4 * RATE_HZ
+    for n in (len(data) // 2, len(data) - 1000):
+        with pytest.raises(ApiError, match="the MP3 file is cut off: .* of 4 s"):
+            sound(data[:n], "file", RATE_HZ, SETTINGS)
+    writer = SoundWriter("mp3", RATE_HZ)
+    streamed = writer.write(TONE) + writer.write(np.zeros(0, np.float32), last=True)
+    assert len(sound(streamed[: len(streamed) // 2], "file", RATE_HZ, SETTINGS)) > 0
+
+
 def test_a_wav_of_unknown_length_is_fine():
     assert len(sound(wav(1, claimed=0xFFFFFFFF), "file", RATE_HZ, SETTINGS)) == RATE_HZ
 
