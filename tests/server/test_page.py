@@ -124,6 +124,68 @@ def test_a_live_conversation_hears_the_microphone(page: Any) -> None:
     wait(lambda: find(page, "#status").text == "ready")
 
 
+def test_a_conversation_that_is_ended_during_an_answer_leaves_nothing_in_the_next(page: Any) -> None:
+    page.execute_script("""
+        window.bodies = [];
+        window.fetch = async (url, { body, signal }) => {
+          window.bodies.push(JSON.parse(body));
+          const event = { choices: [{ delta: { content: "Old" } }] };
+          return new Response(new ReadableStream({ start(controller) {
+            controller.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(event)}\\n\\n`));
+            signal.onabort = () => controller.error(new DOMException("", "AbortError"));
+          } }));
+        };""")
+    find(page, "#text").send_keys("One\n")
+    wait(lambda: "Old" in find(page, "#log").text)
+    find(page, "#clear").click()
+    wait(lambda: find(page, "#send").is_enabled())
+    find(page, "#text").send_keys("Two\n")
+    wait(lambda: page.execute_script("return window.bodies.length") == 2)
+    messages = page.execute_script("return window.bodies[1].messages")
+    assert messages == [{"role": "user", "content": [{"type": "text", "text": "Two"}]}]
+
+
+SLOW_MICROPHONE = """
+    const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    window.streams = [];
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+      const stream = await real(wanted);
+      window.streams.push(stream);
+      await new Promise((resolve) => { window.allow = resolve; });
+      return stream;
+    };"""
+TRACKS = "return window.streams.map((stream) => stream.getTracks().map((track) => track.readyState).join())"
+
+
+def test_a_microphone_that_is_allowed_too_late_is_switched_off(page: Any) -> None:
+    page.execute_script(SLOW_MICROPHONE)
+    find(page, "#live").click()
+    wait(lambda: page.execute_script(TRACKS) == ["live"])
+    find(page, "#live").click()
+    page.execute_script("window.allow()")
+    wait(lambda: page.execute_script(TRACKS) == ["ended"])
+
+
+def test_a_second_click_while_the_microphone_starts_does_nothing(page: Any) -> None:
+    page.execute_script(SLOW_MICROPHONE)
+    page.execute_script("for (const _ of [1, 2]) document.getElementById('record').click()")
+    wait(lambda: page.execute_script(TRACKS))
+    page.execute_script("window.allow()")
+    wait(lambda: find(page, "#record").text == "Stop recording")
+    find(page, "#record").click()
+    wait(lambda: page.execute_script(TRACKS) == ["ended"])
+
+
+def test_a_live_conversation_outlives_the_end_of_the_one_before(page: Any) -> None:
+    find(page, "#live").click()
+    wait(lambda: find(page, "#status").text.startswith(("listening", "you are speaking")))
+    page.execute_script("for (const _ of [1, 2]) document.getElementById('live').click()")
+    time.sleep(2)  # the first socket's end arrives
+    assert find(page, "#live").get_attribute("aria-pressed") == "true"
+    find(page, "#live").click()
+    wait(lambda: find(page, "#status").text == "ready")
+
+
 def test_the_interface_is_described(browser: Any, server: Served) -> None:
     browser.get(server.url + "/docs")
     wait(lambda: "POST /v1/chat/completions" in find(browser, "#docs").text)

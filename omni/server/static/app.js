@@ -3,7 +3,7 @@
 import { Player, RATE_HZ, Recorder, fromBase64, toBase64, toInt16, wav } from "./sound.js";
 
 const $ = (id) => document.getElementById(id);
-const messages = []; // in OpenAI's shape
+let messages = []; // of this conversation, in OpenAI's shape; another has an array of its own
 let attached = []; // {part, element}
 let model = null;
 let request = null; // AbortController of the answer under way
@@ -117,6 +117,7 @@ $("record").onclick = async () => {
     return;
   }
   const pieces = [];
+  $("record").disabled = true; // until there is something to stop
   try {
     const microphone = await Recorder.start((samples) => { pieces.push(samples); $("record").dataset.samples = pieces.length * samples.length; });
     recorder = { pieces, stop: () => microphone.stop() };
@@ -125,6 +126,8 @@ $("record").onclick = async () => {
     say("recording …");
   } catch (error) {
     say(`no microphone: ${error.message}`, true);
+  } finally {
+    $("record").disabled = false;
   }
 };
 
@@ -148,9 +151,10 @@ async function* events(response) {
 }
 
 async function ask(content) {
-  messages.push({ role: "user", content });
+  const history = messages;
+  history.push({ role: "user", content });
   const speak = $("speak").checked;
-  const body = { model: model.id, messages, stream: true, muomni: { view: true } };
+  const body = { model: model.id, messages: history, stream: true, muomni: { view: true } };
   if (speak) Object.assign(body, { modalities: ["text", "audio"], audio: { format: "pcm16", voice: $("voice").value } });
   const { item, said } = turn("assistant");
   request = new AbortController();
@@ -189,8 +193,8 @@ async function ask(content) {
   $("stop").disabled = true;
   $("send").disabled = false;
   item.dataset.done = failed || "yes";
-  if (reply) messages.push({ role: "assistant", content: reply });
-  else messages.pop();
+  if (reply) history.push({ role: "assistant", content: reply });
+  else history.pop();
 }
 
 function silence() {
@@ -219,7 +223,7 @@ $("text").onkeydown = (event) => {
 };
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") silence(); });
 $("stop").onclick = silence;
-$("clear").onclick = () => { silence(); messages.length = 0; $("log").replaceChildren(); $("view").replaceChildren(make("p", { textContent: "Nothing yet." })); $("text").focus(); };
+$("clear").onclick = () => { silence(); messages = []; $("log").replaceChildren(); $("view").replaceChildren(make("p", { textContent: "Nothing yet." })); $("text").focus(); };
 
 // --- live conversation
 
@@ -236,14 +240,17 @@ function startLive() {
     const output = $("speak").checked ? ["audio"] : ["text"];
     send({ type: "session.update", session: { type: "realtime", output_modalities: output, audio: { input: { transcription: { model: model.id } }, output: { voice: $("voice").value || null } } } });
     try {
-      state.microphone = await Recorder.start((samples) => send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(toInt16(samples).buffer)) }));
+      const microphone = await Recorder.start((samples) => send({ type: "input_audio_buffer.append", audio: toBase64(new Uint8Array(toInt16(samples).buffer)) }));
+      if (live !== state) { await microphone.stop(); return; } // the conversation was ended meanwhile
+      state.microphone = microphone;
       say(`listening at ${RATE_HZ / 1000} kHz: just speak`);
     } catch (error) {
-      say(`no microphone: ${error.message}`, true);
+      if (live === state) say(`no microphone: ${error.message}`, true);
       socket.close();
     }
   };
   socket.onmessage = (message) => {
+    if (live !== state) return;
     const event = JSON.parse(message.data);
     switch (event.type) {
       case "input_audio_buffer.speech_started": quiet(); say("you are speaking …"); break;
@@ -264,7 +271,7 @@ function startLive() {
       case "error": say(event.error.message, true); break;
     }
   };
-  socket.onclose = () => { stopLive(); };
+  socket.onclose = () => { if (live === state) stopLive(); };
   return state;
 }
 
