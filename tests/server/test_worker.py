@@ -192,6 +192,27 @@ def test_stopping_finishes_what_was_accepted_and_takes_no_more(omni: Omni) -> No
     assert run(serve()) == [omni.engine.generate([prompt(omni, q)], FREE)[0].text for q in QUESTIONS]
 
 
+def test_a_job_that_is_still_read_has_its_place_and_is_waited_for(omni: Omni) -> None:
+    async def serve() -> str:
+        worker = made(omni, max_batch=1, max_queue=1)
+        worker.start()
+        job, other = worker.accept(Job(sampling=FREE)), worker.accept(Job())
+        assert worker.n_waiting == 2
+        with pytest.raises(Overloaded):
+            worker.accept(Job())
+        worker.cancel(other)
+        assert worker.n_waiting == 1
+        stopping = asyncio.create_task(worker.stop())
+        await asyncio.sleep(0.1)
+        assert not stopping.done()
+        job.prompt = prompt(omni, "Hello!")
+        text = text_of(await collect(worker, worker.submit(job)))
+        await stopping
+        return text
+
+    assert run(serve()) == omni.engine.generate([prompt(omni, "Hello!")], FREE)[0].text
+
+
 def test_a_bug_ends_the_jobs_it_touches_and_not_the_worker(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(self: Batch) -> None:
         raise ValueError("secret")
