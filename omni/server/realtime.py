@@ -187,7 +187,6 @@ class Answer:
     before: str | None  # the item that it answers
     identity: str = field(default_factory=lambda: new_id("resp"))
     item_id: str = field(default_factory=lambda: new_id("item"))
-    job: Job | None = None
     text: str = ""
     begun: bool = False  # whether the client knows of its item
     ended: bool = False  # whether all that is left is to tell so
@@ -213,9 +212,10 @@ class Answer:
         """Where its one part is."""
         return {**self.of_item, "item_id": self.item_id, "content_index": 0}
 
-    def part(self, kind: str) -> dict[str, Any]:
-        """It, as far as it has come."""
-        return {"type": kind, "transcript" if self.speaks else "text": self.text}
+    @property
+    def said(self) -> dict[str, Any]:
+        """Its text, as far as it has come."""
+        return {"transcript" if self.speaks else "text": self.text}
 
 
 class Conversation:
@@ -497,8 +497,6 @@ class Conversation:
             return
         if not self.answer.ended:
             self.answer.cancel_reason = reason
-            if self.answer.job is not None:
-                self.service.worker.cancel(self.answer.job)
             self.response.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self.response
@@ -514,8 +512,8 @@ class Conversation:
         sampling = Sampling(max_new_tokens=REPLY_TOKENS if most == "inf" else most)
         instructions = self.session.instructions if options.instructions is None else options.instructions
         messages: list[Message] = [{"role": "system", "content": instructions}] if instructions else []
-        self._answer_next = False
         messages += self.items.values()
+        self._answer_next = False
         self.answer = answer = Answer(speaks, before=next(reversed(self.items), None))
         self._keep(answer.item_id, {"role": "assistant", "content": ""})  # before what the user says meanwhile
         self.response = asyncio.create_task(self._beside(self._run_answer(answer, messages, sampling, voice)))
@@ -560,7 +558,7 @@ class Conversation:
                 {"type": "failed", "error": {"type": body["type"], "code": body["code"], "message": body["message"]}},
             )
         answer.ended = True
-        content = [answer.part(f"output_{answer.kind}")]
+        content = [{"type": f"output_{answer.kind}", **answer.said}]
         item = self._shown(answer.item_id, "assistant", content, "completed" if status == "completed" else "incomplete")
         if answer.text:
             self._keep(answer.item_id, {"role": "assistant", "content": answer.text})
@@ -569,9 +567,8 @@ class Conversation:
         if answer.begun:
             if answer.speaks:
                 await self.send("response.output_audio.done", **answer.place)
-            said = answer.part(answer.kind)
-            await self.send(f"{answer.text_event}.done", **answer.place, **{name: said[name] for name in said.keys() - {"type"}})
-            await self.send("response.content_part.done", **answer.place, part=said)
+            await self.send(f"{answer.text_event}.done", **answer.place, **answer.said)
+            await self.send("response.content_part.done", **answer.place, part={"type": answer.kind, **answer.said})
             await self.send("response.output_item.done", **answer.of_item, item=item)
             await self.send("conversation.item.done", previous_item_id=answer.before, item=item)
         done = {**response, "status": status, "status_details": details, "output": [item], "usage": usage}
@@ -584,26 +581,29 @@ class Conversation:
         """Send what the worker brings, piece by piece; returns the job when it is done."""
         service = self.service
         line = service.omni.speaker.line(voice, sampling) if answer.speaks else None
-        answer.job = job = Job(sampling=sampling, line=line)
+        job = Job(sampling=sampling, line=line)
 
         async def read() -> None:
             job.prompt = await service.beside(lambda: service.omni.prompt(messages, reserve=sampling.max_new_tokens))
 
         await service.admit(job, read)
-        writer = SoundWriter("pcm16", service.sample_rate_hz)
-        answer.begun = True
-        item = self._shown(answer.item_id, "assistant", [], "in_progress")
-        await self.send("response.output_item.added", **answer.of_item, item=item)
-        await self.send("conversation.item.added", previous_item_id=answer.before, item=item)
-        await self.send("response.content_part.added", **answer.place, part=answer.part(answer.kind))
-        async for piece in service.pieces(job):
-            if piece.text:
-                answer.text += piece.text
-                await self.send(f"{answer.text_event}.delta", **answer.place, delta=piece.text)
-            if piece.speech is not None and (data := writer.write(piece.speech.waveform)):
+        try:
+            writer = SoundWriter("pcm16", service.sample_rate_hz)
+            item = self._shown(answer.item_id, "assistant", [], "in_progress")
+            await self.send("response.output_item.added", **answer.of_item, item=item)
+            answer.begun = True
+            await self.send("conversation.item.added", previous_item_id=answer.before, item=item)
+            await self.send("response.content_part.added", **answer.place, part={"type": answer.kind, **answer.said})
+            async for piece in service.pieces(job):
+                if piece.text:
+                    answer.text += piece.text
+                    await self.send(f"{answer.text_event}.delta", **answer.place, delta=piece.text)
+                if piece.speech is not None and (data := writer.write(piece.speech.waveform)):
+                    await self.send("response.output_audio.delta", **answer.place, delta=to_base64(data))
+            if job.n_frames and (data := writer.write(np.zeros(0, np.float32), last=True)):
                 await self.send("response.output_audio.delta", **answer.place, delta=to_base64(data))
-        if job.n_frames and (data := writer.write(np.zeros(0, np.float32), last=True)):
-            await self.send("response.output_audio.delta", **answer.place, delta=to_base64(data))
+        finally:
+            service.worker.cancel(job)
         return job
 
 
