@@ -30,11 +30,10 @@ from omni.characters import encode_characters
 from omni.data.datasets import slots_needed
 from omni.data.manifests import open_rows
 from omni.data.release import READERS, speech_rows
-from omni.data.split import normalised
 from omni.errors import DataError
 from omni.evaluation.judge import Judge
 from omni.evaluation.metrics import ErrorRate, Rates, error_rates, greedy_ctc, normalise, spread
-from omni.evaluation.sentences import training_text
+from omni.evaluation.sentences import read_in_training
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords
 from omni.inference.omni import Omni
 
@@ -202,8 +201,7 @@ def evaluate_asr(omni: Omni, sets: Sets, *, judge: Judge | None = None, read: Se
 def asr_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Judge | None = None, voices: Path = VOICES) -> dict[str, Any]:
     """Every set of the data folder and of the folder of unseen voices, which the repository holds; `limit` clips of each."""
     sets = {name: spread(clips, limit) for name, clips in (speech_sets(data) | voice_sets(voices)).items()}
-    text = training_text(data)
-    read = {clip.text for clips in sets.values() for clip in clips if f" {normalised(clip.text)} " in text}
+    read = {clip.text for clips in sets.values() for clip in clips if read_in_training(clip.text, data)}
     return evaluate_asr(omni, sets, judge=judge, read=read)
 
 

@@ -82,9 +82,14 @@ def training_text(data: Path) -> str:
     return f" {' '.join(normalised(text) for texts in (documents, read) for text in texts)} "
 
 
+def read_in_training(text: str, data: Path) -> bool:
+    """Whether a stage may have read `text`, be it as a part of a longer one."""
+    return f" {normalised(text)} " in training_text(data)
+
+
 def trained_on(text: str, data: Path) -> bool:
-    """Whether a stage may have read `text`, be it as a part of a longer one, or have heard it."""
-    return f" {normalised(text)} " in training_text(data) or not release.sentence_held_out(data, text)
+    """Whether a stage may have read `text` or heard it."""
+    return read_in_training(text, data) or not release.sentence_held_out(data, text)
 
 
 @cache

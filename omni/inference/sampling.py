@@ -63,7 +63,5 @@ def sample(logits: Tensor, sampling: Sampling, seen: Sequence[int], generator: t
         probabilities[sampling.top_k :] = 0.0
     before = probabilities.cumsum(0) - probabilities  # nucleus (Holtzman et al. 2019): keep the first that reach top_p together
     probabilities[before >= sampling.top_p] = 0.0
-    kept = torch.zeros_like(probabilities).scatter_(
-        0, order, probabilities
-    )  # by id: two of a kind may change ranks with the size of a batch
-    return int(torch.multinomial(kept, 1, generator=generator))
+    by_id = torch.zeros_like(probabilities).scatter_(0, order, probabilities)  # near ties may change ranks with the size of a batch
+    return int(torch.multinomial(by_id, 1, generator=generator))

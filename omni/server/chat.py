@@ -63,10 +63,9 @@ def check_size(messages: list[ChatMessage], settings: Settings) -> None:
         raise ApiError(400, message, "messages", "too_long")
 
 
-def remote_pictures(messages: list[ChatMessage]) -> dict[str, str]:
-    """The addresses of pictures that are not in the request itself, by where they are."""
-    pictures = {param: part.image_url.url for param, part in numbered_parts(messages).items() if isinstance(part, ImagePart)}
-    return {f"{param}.image_url": url for param, url in pictures.items() if not url.startswith("data:")}
+def picture_urls(messages: list[ChatMessage]) -> dict[str, str]:
+    """The addresses of all pictures, by where they are."""
+    return {f"{param}.image_url": part.image_url.url for param, part in numbered_parts(messages).items() if isinstance(part, ImagePart)}
 
 
 def read_messages(messages: list[ChatMessage], service: Service, fetched: Mapping[str, bytes]) -> list[Message]:
@@ -161,7 +160,7 @@ class Completion:
         await unless_gone(connection, service.admit(self.job, self._read))
 
     async def _read(self) -> None:
-        fetched = await self.service.fetched(remote_pictures(self.request.messages))
+        fetched = await self.service.fetched(picture_urls(self.request.messages))
         self.job.prompt = await self.service.beside(self._prompt, fetched)
 
     def _prompt(self, fetched: Mapping[str, bytes]) -> Prompt:

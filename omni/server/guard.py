@@ -73,9 +73,8 @@ class Guard:
         """Raises ApiError for a foreign page or name, and for a missing or wrong key."""
         host = headers.get("host", "")
         if self._key is None and is_loopback(self.settings.host) and not is_loopback(_name(f"//{host}")):
-            raise ApiError(
-                403, "this server answers to its own name only"
-            )  # a foreign name that was made to point here; its pages have no key
+            # a foreign name that was made to point here; its pages have no key
+            raise ApiError(403, "this server answers to its own name only")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
             raise ApiError(403, "this server answers its own page only")

@@ -448,7 +448,7 @@ class Conversation:
             param = f"item.content.{k}"
             if part.type == "input_image":
                 url, image_size = part.image_url or "", model.vision_encoder.image_size
-                fetched = await self.service.fetched({} if url.startswith("data:") else {param: url})
+                fetched = await self.service.fetched({param: url})
                 pixels = await self.service.beside(picture, url, param, image_size, self.service.settings, fetched.get(param))
                 parts.append({"type": "image", "image": pixels})
             elif part.type == "input_audio":

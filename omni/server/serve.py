@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,24 @@ HEADER_TIME_S = 10.0
 SWITCH_S = 0.0005  # how long the event loop may keep the worker from running Python, and the other way round
 
 
+class Timer:
+    """Calls `act` after `seconds`, unless it is stopped or started anew before."""
+
+    def __init__(self, seconds: float, act: Callable[[], None]) -> None:
+        self.seconds, self.act = seconds, act
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count from now."""
+        self.stop()
+        self._handle = loop.call_later(self.seconds, self.act)
+
+    def stop(self) -> None:
+        """Call nothing."""
+        if self._handle is not None:
+            self._handle.cancel()
+
+
 class Patient(asyncio.Protocol):
     """A connection whose client is cut off when for `write_time_s` it does not take what it is sent. `close` alone would wait for it for ever."""
 
@@ -36,28 +55,23 @@ class Patient(asyncio.Protocol):
 
     def __init__(self, *arguments: Any, write_time_s: float, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self._write_time_s = write_time_s
-        self._deaf: asyncio.TimerHandle | None = None
+        self._deaf = Timer(write_time_s, self._cut_off)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=0)  # paused from the first byte that is not taken, so that none is forgotten
 
     def pause_writing(self) -> None:
-        self._deaf = self.loop.call_later(self._write_time_s, self._cut_off)
+        self._deaf.start(self.loop)
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        self._taken()
+        self._deaf.stop()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._taken()
+        self._deaf.stop()
         super().connection_lost(exc)
-
-    def _taken(self) -> None:
-        if self._deaf is not None:
-            self._deaf.cancel()
 
     def _cut_off(self) -> None:
         log.info("a client did not take its answer")
@@ -71,30 +85,24 @@ class PatientWebSocket(Patient, WebSocketsSansIOProtocol):
 class PatientHTTP(Patient, HttpToolsProtocol):
     """HTTP whose heads must arrive in time; a connection that dawdles is closed."""
 
-    _late: asyncio.TimerHandle | None = None
-
-    def _wait(self) -> None:
-        self._arrived()
-        self._late = self.loop.call_later(HEADER_TIME_S, self.transport.close)
-
-    def _arrived(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._late = Timer(HEADER_TIME_S, lambda: self.transport.close())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._wait()
+        self._late.start(self.loop)
 
     def on_message_begin(self) -> None:
-        self._wait()
+        self._late.start(self.loop)
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._arrived()
+        self._late.stop()
         super().on_headers_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._arrived()
+        self._late.stop()
         super().connection_lost(exc)
 
 

@@ -69,10 +69,11 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, partial(work, *arguments))
 
     async def fetched(self, addresses: Mapping[str, str]) -> dict[str, bytes]:
-        """The pictures at remote `addresses`, which have the names of their parameters; none if this server fetches nothing."""
-        if not addresses or not self.settings.allow_remote:
+        """The pictures at those of `addresses` that are not data URIs, by parameter; none if this server fetches nothing."""
+        remote = {param: url for param, url in addresses.items() if not url.startswith("data:")}
+        if not remote or not self.settings.allow_remote:
             return {}
-        fetch = partial(fetch_all, addresses, max_bytes=self.settings.max_body_bytes)
+        fetch = partial(fetch_all, remote, max_bytes=self.settings.max_body_bytes)
         return await asyncio.get_running_loop().run_in_executor(self._fetchers, fetch)
 
     async def admit(self, job: Job, read: Callable[[], Awaitable[None]]) -> Job:
