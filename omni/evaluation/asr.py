@@ -21,11 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from omni.audio import SILENCE
 from omni.characters import encode_characters
 from omni.data.datasets import slots_needed
 from omni.data.manifests import open_rows
@@ -118,10 +115,8 @@ class _Heard:
     wall_s: float
 
 
-@torch.inference_mode()
 def _hear(omni: Omni, clips: Sequence[Clip]) -> _Heard:
     """Files are decoded by several threads; clips of about one size share a batch."""
-    encoder, config = omni.model.audio_encoder, omni.model.config
     start, frames = time.perf_counter(), 0
     found: dict[int, tuple[Tensor, str]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -129,16 +124,12 @@ def _hear(omni: Omni, clips: Sequence[Clip]) -> _Heard:
         for at in range(0, len(order), BATCH):
             batch = order[at : at + BATCH]
             mels = list(pool.map(omni.log_mel, [clips[i].audio for i in batch]))
-            mel_lengths = torch.tensor([len(mel) for mel in mels], device=omni.device)
-            states, lengths = encoder(pad_sequence(mels, batch_first=True, padding_value=SILENCE).to(omni.device), mel_lengths)  # (B,F,d)
-            logits, slots = encoder.ctc_logits(states, lengths), lengths * config.audio_encoder.ctc_slots
-            log_probabilities = logits.float().log_softmax(-1).cpu()
-            for i, row, n, text in zip(batch, log_probabilities, slots.tolist(), greedy_ctc(logits, slots), strict=True):
-                found[i] = row[:n].clone(), text
+            for i, logits in zip(batch, omni.ctc_logits(mels), strict=True):
+                found[i] = logits.log_softmax(-1), greedy_ctc(logits[None], [len(logits)])[0]
             frames += sum(map(len, mels))
     wall_s = time.perf_counter() - start
     results = [found[i] for i in range(len(clips))]
-    return _Heard([r[0] for r in results], [r[1] for r in results], frames / config.audio.mel_rate_hz, wall_s)
+    return _Heard([r[0] for r in results], [r[1] for r in results], frames / omni.model.config.audio.mel_rate_hz, wall_s)
 
 
 def _size(path: Path) -> int:

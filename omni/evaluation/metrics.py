@@ -73,7 +73,7 @@ class ErrorRate:
         return self.character_errors / max(self.characters, 1)
 
 
-def greedy_ctc(logits: Tensor, lengths: Tensor) -> list[str]:
+def greedy_ctc(logits: Tensor, lengths: Tensor | Sequence[int]) -> list[str]:
     """logits (B,S,characters), lengths (B,) in slots → the likeliest path of each row, repeats merged and blanks dropped."""
     out = []
     for row, length in zip(logits.argmax(-1), lengths, strict=True):

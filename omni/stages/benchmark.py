@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from omni.config import RunConfig, ThinkerConfig, parse
 from omni.data.collate import TextBatch, collate_text
+from omni.nn.precision import autocast_dtype
 from omni.stages.text import TextStage
 from omni.thinker import ThinkerLM
-from omni.training.guards import autocast_dtype
 from omni.training.stage import Splits
 from omni.training.trainer import Event, train
 

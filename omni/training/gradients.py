@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omni import distributed
-from omni.training.guards import autocast
+from omni.nn.precision import autocast
 from omni.training.parallel import Parallel, touch
 from omni.training.random_state import rng_state, set_rng_state
 from omni.training.stage import Context, Objective, Stage

@@ -1,10 +1,10 @@
-"""Numerical guards: mixed precision, the check of every update, and the switch that finds where a NaN is born."""
+"""Numerical guards: the loss scale of float16, the check of every update, and the switch that finds where a NaN is born."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,25 +13,6 @@ from torch import Tensor, nn
 
 from omni.config import TrainConfig
 from omni.errors import NonFiniteError
-
-
-def autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
-    """What matrix products are computed in; None is float32. "auto": bfloat16 where the device computes with it, else float16 on CUDA
-    and float32 on CPUs, which would only emulate either."""
-    if precision == "float32":
-        return None
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    if precision == "auto":
-        return torch.bfloat16 if native else torch.float16 if device.type == "cuda" else None
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-
-
-def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Matrix products in `dtype` (None: float32)."""
-    return torch.autocast(device.type, dtype) if dtype is not None else nullcontext()
 
 
 @dataclass

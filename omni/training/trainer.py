@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from omni import checkpoint, distributed, memory
 from omni.config import RunConfig
 from omni.errors import CheckpointError, ConfigError
+from omni.nn.precision import autocast, autocast_dtype
 from omni.training.batches import EpochOrder, Prefetcher, Share, ValidationBatches, read_examples
 from omni.training.gradients import GlobalGradients
-from omni.training.guards import Guard, LossScaler, autocast, autocast_dtype, nan_watch
+from omni.training.guards import Guard, LossScaler, nan_watch
 from omni.training.optimizers import check_objectives, learning_rate, make_optimizers
 from omni.training.parallel import Parallel, full, like, local
 from omni.training.random_state import all_rng_states, deterministic, seed_everything, set_all_rng_states

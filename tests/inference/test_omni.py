@@ -184,8 +184,9 @@ def test_the_oldest_turns_are_dropped_with_a_notice(omni):
 
 
 @pytest.mark.parametrize("seconds", [0.01, 1.0, 20.0, 20.01, 36.0, 36.01, 53.3])
-def test_windows_give_what_one_pass_over_everything_gives(own_omni, seconds):
+def test_windows_give_what_one_pass_over_everything_gives(own_omni, seconds, monkeypatch):
     """Without attention an encoder frame depends on its surroundings only; then windows must join without a trace."""
+    monkeypatch.setattr("omni.inference.omni.autocast_dtype", lambda device, precision: None)  # untrained, the likeliest is hardly likelier
     encoder = own_omni.model.audio_encoder
     for block in encoder.blocks:
         block.attention.out.weight.data.zero_()
@@ -196,6 +197,18 @@ def test_windows_give_what_one_pass_over_everything_gives(own_omni, seconds):
     text = own_omni.transcribe(wave)
     assert text == "".join(chr(29 + i) for i in merged if i >= 3)
     assert text
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "tolerance"), [(None, 1e-5), (torch.bfloat16, 0.03)])
+def test_clips_are_heard_together_as_alone_whatever_the_precision(omni, monkeypatch, dtype, tolerance):
+    monkeypatch.setattr("omni.inference.omni.autocast_dtype", lambda device, precision: dtype)
+    encoder = omni.model.audio_encoder
+    mels = [omni.log_mel(noise(seconds)) for seconds in (0.5, 2.0, 1.01)]
+    for mel, logits in zip(mels, omni.ctc_logits(mels), strict=True):
+        exact = encoder.ctc_logits(encoder(mel[None])[0])[0]
+        assert logits.dtype == torch.float32 and logits.shape == exact.shape
+        assert (logits - exact).norm() < tolerance * exact.norm()
 
 
 def test_only_a_window_is_held_at_a_time(omni, monkeypatch):
