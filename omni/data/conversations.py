@@ -107,6 +107,14 @@ def chats(dialogues: Iterable[Row], aloud: Aloud, rng: Random) -> Iterator[Row]:
             yield {"kind": "chat_spoken", "about": ["\n".join(said), said[0]], "messages": [heard, *messages[1:]]}
 
 
+def passages(texts: Sequence[str], characters: int, n: int, rng: Random) -> Iterator[Row]:
+    """`n` stretches of `texts`, every character as likely, each a reply to nothing. Some begin where their text does, which is what they are about."""
+    for text in rng.choices(texts, weights=[len(text) for text in texts], k=n):
+        start = max(0, rng.randrange(-characters // 2, max(1, len(text) - characters // 2)))
+        passage = text[start : start + characters]
+        yield {"kind": "prose", "about": [text[:100]], "messages": [{"role": "assistant", "content": passage}], "learn": "all"}
+
+
 # --- several turns
 
 

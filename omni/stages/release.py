@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -86,20 +86,30 @@ def _documents(folders: Folders) -> Iterable[Row]:
 
 
 TURNS, TURNS_BETWEEN = 12, 8  # long dialogues are cut into windows of so many messages that fit the context
-PASSAGE_CHARACTERS = 600  # as many fit it whatever they say
+PASSAGE_CHARACTERS = 600  # as many fit it whatever they say,
+LONG_PASSAGE_CHARACTERS = 1200  # and as many if it is the prose that there is
 
 
 def _dialogues(folders: Folders) -> Iterable[Row]:
-    """Windows of dialogues; and passages of the other texts as replies, so that chat tuning does not forget them."""
+    """Windows of dialogues."""
     for row in _documents(folders):
         if "messages" in row:
             messages = row["messages"]
             for start in range(0, max(1, len(messages) - TURNS + TURNS_BETWEEN), TURNS_BETWEEN):
                 yield row | {"messages": messages[start : start + TURNS]}
-        else:
-            for start in range(0, len(row["text"]), PASSAGE_CHARACTERS):
-                passage = row["text"][start : start + PASSAGE_CHARACTERS]
-                yield {"source": row["source"], "messages": [{"role": "assistant", "content": passage}]}
+
+
+def _prose(folders: Folders) -> list[str]:
+    """Stories and parts of novels."""
+    return [row["text"] for row in _documents(folders) if "text" in row]
+
+
+def _dialogues_and_prose(folders: Folders) -> Iterable[Row]:
+    """What the chat step learns: windows of dialogues; and passages of the other texts as replies, so that it does not forget them."""
+    yield from _dialogues(folders)
+    for text in _prose(folders):
+        for start in range(0, len(text), PASSAGE_CHARACTERS):
+            yield {"messages": [{"role": "assistant", "content": text[start : start + PASSAGE_CHARACTERS]}]}
 
 
 # How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
@@ -199,10 +209,12 @@ TRANSCRIBED = {
 }
 ALOUD = ("world", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
 CAPTIONED = 3  # times that every scene is described in an epoch: a caption says all that a dozen answers would
+HARDER = ("count", "relation")  # kinds of questions about pictures that are asked twice as often
 MIX = {  # conversations of each kind in an epoch; `transcribe` follows from its rows
-    "chat": 60_000,
-    "image_qa": 150_000,
-    "image_qa_spoken": 100_000,
+    "chat": 30_000,
+    "prose": 30_000,
+    "image_qa": 180_000,
+    "image_qa_spoken": 125_000,
     "drawings": 8_000,
     "statement": 16_000,
     "follow_up": 20_000,
@@ -217,8 +229,10 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     audible = [a for a in asked if a.question in aloud]
     if not audible:
         raise DataError(f"{folders.work}/voices: nobody reads a question about a picture; make them with: muomni data voices --questions")
-    yield from conversations.typed(conversations.take(asked, MIX["image_qa"], rng))
-    yield from conversations.spoken(conversations.take(audible, MIX["image_qa_spoken"], rng), aloud, rng)
+    harder = list(_asked(folders, HARDER))
+    yield from conversations.typed(conversations.take([*asked, *harder], MIX["image_qa"], rng))
+    audible_harder = [a for a in harder if a.question in aloud]
+    yield from conversations.spoken(conversations.take([*audible, *audible_harder], MIX["image_qa_spoken"], rng), aloud, rng)
     captions = list(_within(folders.world.manifest("captions"), "image"))
     scenes = [row | {"caption": plain_caption(row["caption"])} for row in captions]
     yield from conversations.described(CAPTIONED * scenes, rng)
@@ -236,6 +250,7 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     yield from conversations.transcribed(clips, rng)
     dialogues = [*_dialogues(folders), *release.read_jsonl(folders.world.manifest("text_chat"))]
     yield from conversations.chats(conversations.take(dialogues, MIX["chat"], rng), aloud, rng)
+    yield from conversations.passages(_prose(folders), LONG_PASSAGE_CHARACTERS, MIX["prose"], rng)
     small_talk = conversations.chats(release.read_jsonl(folders.world.manifest("text_chat")), {}, rng)
     between = [row for row in small_talk if len(row["messages"]) == 2]
     between += conversations.transcribed(rng.sample(clips, min(len(clips), len(between))), rng)
@@ -244,11 +259,11 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     yield from conversations.refusals(audible, aloud, clips, blank, silent, MIX["refusal"], rng)
 
 
-def _asked(folders: Folders) -> Iterable[Asked]:
-    """The world's typed questions about pictures."""
+def _asked(folders: Folders, kinds: Container[str] | None = None) -> Iterable[Asked]:
+    """The world's typed questions about pictures, of all `kinds` if none are given."""
     world = folders.world
     for row in release.read_jsonl(world.manifest("conversations")):
-        if row["kind"] == "image_qa":
+        if row["kind"] == "image_qa" and (kinds is None or row["question_type"] in kinds):
             image, question = row["messages"][0]["content"]
             yield Asked(str((world.folder / image["image"]).resolve()), question["text"], row["messages"][1]["content"])
 
@@ -361,10 +376,10 @@ STAGES: dict[str, ReleaseStage] = {
     ),
     # the baseline: the best of three learning rates, in short runs, then for as long as the Thinker learns to read and to chat
     **{f"gpt-{rate:g}": _plain_gpt(200, rate) for rate in (2e-3, 4e-3, 8e-3)},
-    "gpt": _plain_gpt(5600, GPT_RATE),
+    "gpt": _plain_gpt(3800, GPT_RATE),
     "chat": ReleaseStage(
         "sft",
-        _dialogues,
+        _dialogues_and_prose,
         {"steps": 300, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 20},
         init_from=("text",),
         world=("text_chat",),

@@ -10,7 +10,7 @@ import pytest
 
 from omni.chat import DESCRIBE, TRANSCRIBE, parts_of
 from omni.data import conversations
-from omni.data.conversations import Aloud, Asked, chats, described, follow_ups, judged, refusals, spoken, take, transcribed, typed
+from omni.data.conversations import Aloud, Asked, chats, described, follow_ups, judged, passages, refusals, spoken, take, transcribed, typed
 from omni.data.worlds.text import EMPTY_PICTURE, NO_PICTURE, NO_SOUND
 
 QUESTIONS = [f"What is {word}?" for word in "abcdefgh"]
@@ -33,6 +33,16 @@ def test_taking_repeats_evenly() -> None:
     counts = Counter(take(range(7), 24, Random(0)))
     assert sum(counts.values()) == 24 and set(counts.values()) == {3, 4}
     assert len(set(take(range(100), 30, Random(0)))) == 30
+
+
+def test_passages_are_stretches_of_the_texts_and_some_are_their_beginning() -> None:
+    texts = [f"{word} " * n for word, n in (("a", 50), ("b", 500), ("c", 3))]
+    rows = list(passages(texts, 40, 400, Random(0)))
+    said = [row["messages"][0]["content"] for row in rows]
+    assert all(any(s in text for text in texts) and 0 < len(s) <= 40 and row["learn"] == "all" for s, row in zip(said, rows, strict=True))
+    assert sum(s.startswith("b") for s in said) > 5 * sum(s.startswith("a") for s in said) > 0
+    texts = ["".join(chr(i) for i in range(200, 400))]
+    assert 0.05 < sum(row["messages"][0]["content"].startswith(texts[0][:9]) for row in passages(texts, 40, 400, Random(0))) / 400 < 0.2
 
 
 @pytest.mark.parametrize("row", [*typed(ASKED), *spoken([a for a in ASKED if a.question in ALOUD], ALOUD, Random(0))])

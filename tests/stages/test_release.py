@@ -56,6 +56,7 @@ def work(tmp_path, world, data, monkeypatch) -> Path:
     monkeypatch.setattr(release, "PRESET", "nano")
     monkeypatch.setattr(release, "SPLICES", 4)
     monkeypatch.setattr(release, "TOLD", 4)
+    monkeypatch.setattr(release, "LONG_PASSAGE_CHARACTERS", 100)
     monkeypatch.setattr(release, "generate_pocket", lambda folder, size: World(world, "test", 0))
     monkeypatch.setattr(release, "MIX", dict.fromkeys(release.MIX, 24))
     monkeypatch.setattr(extras, "SIZES", dict.fromkeys(extras.SIZES, 4))
@@ -106,10 +107,31 @@ def media_of(row: dict) -> list[tuple[str, str]]:
 def test_every_kind_of_conversation_is_there_and_all_their_media_are_files(data, work):
     rows = rows_of(release.release_run("sft", data, work))
     kinds = {row["kind"] for row in rows}
-    assert kinds == {"image_qa", "image_qa_spoken", "caption", "statement", "transcribe", "chat", "chat_spoken", "follow_up", "refusal"}
+    assert kinds == {
+        "image_qa",
+        "image_qa_spoken",
+        "caption",
+        "statement",
+        "transcribe",
+        "chat",
+        "chat_spoken",
+        "prose",
+        "follow_up",
+        "refusal",
+    }
     files = {value for row in rows for _, value in media_of(row)}
     assert files and all(Path(file).is_absolute() and Path(file).is_file() for file in files)
     assert sum(row["kind"] == "image_qa" for row in rows) == 24
+
+
+def test_harder_questions_are_asked_twice_as_often(data, work, world, monkeypatch):
+    monkeypatch.setattr(release, "HARDER", ("count",))
+    known = [row for row in data_release.read_jsonl(world / "conversations.jsonl") if row["kind"] == "image_qa"]
+    share = sum(row["question_type"] == "count" for row in known) / len(known)
+    monkeypatch.setitem(release.MIX, "image_qa", round(len(known) * (1 + share)))
+    asked = [row for row in rows_of(release.release_run("sft", data, work)) if row["kind"] == "image_qa"]
+    counts = sum(row["messages"][0]["content"][1]["text"].startswith("How many") for row in asked)
+    assert counts / len(asked) == pytest.approx(2 * share / (1 + share))
 
 
 def test_a_conversation_is_about_the_picture_and_the_sound_that_it_holds(data, work, world):
