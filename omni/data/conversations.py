@@ -1,6 +1,6 @@
 """The conversations of stage E: pictures, sounds and sentences turned into what somebody asks about them, and what is to be answered.
 
-Every row is {"kind", "about", "messages"}. `about` lists the pictures and sentences in it, by which a split decides. A medium is given as the
+Every row is {"kind", "about", "messages"}, or {"kind", "about", "text"} of what is read besides, so that it is not forgotten. `about` lists the pictures and sentences in it, by which a split decides. A medium is given as the
 path that its row has."""
 
 from __future__ import annotations
@@ -108,11 +108,10 @@ def chats(dialogues: Iterable[Row], aloud: Aloud, rng: Random) -> Iterator[Row]:
 
 
 def passages(texts: Sequence[str], characters: int, n: int, rng: Random) -> Iterator[Row]:
-    """`n` stretches of `texts`, every character as likely, each a reply to nothing. Some begin where their text does, which is what they are about."""
+    """`n` stretches of `texts`, every character as likely, and no conversations. Some begin where their text does, which is what they are about."""
     for text in rng.choices(texts, weights=[len(text) for text in texts], k=n):
         start = max(0, rng.randrange(-characters // 2, max(1, len(text) - characters // 2)))
-        passage = text[start : start + characters]
-        yield {"kind": "prose", "about": [text[:100]], "messages": [{"role": "assistant", "content": passage}], "learn": "all"}
+        yield {"kind": "prose", "about": [text[:100]], "text": text[start : start + characters]}
 
 
 # --- several turns

@@ -425,13 +425,13 @@ def side_by_side(examples: Sequence[ConversationExample]) -> ConversationExample
 
 
 def about_one_picture(rows: Manifests, most: int) -> list[list[int]]:
-    """The rows {"messages"} in groups of up to `most` that begin with the same picture file; every other row by itself."""
+    """The rows {"messages"} or {"text"} in groups of up to `most` that begin with the same picture file; every other row by itself."""
     groups: dict[tuple[str, str] | int, list[int]] = {}
     for index in range(len(rows)):
         row, source, number = rows[index]
         with _at(source, number):
-            first = row["messages"][0]
-            pictures = [value for kind, value in parts_of(first) if kind == "image" and isinstance(value, str) and first["role"] == "user"]
+            users = [message for message in (row.get("messages") or [])[:1] if message["role"] == "user"]
+            pictures = [value for first in users for kind, value in parts_of(first) if kind == "image" and isinstance(value, str)]
         shares = len(pictures) == 1 and row.get("learn") != "all"  # what is before the picture's end is learned by nobody
         groups.setdefault((source.source, pictures[0]) if shares else index, []).append(index)
     for group in groups.values():
@@ -441,7 +441,8 @@ def about_one_picture(rows: Manifests, most: int) -> list[list[int]]:
 
 class ConversationDataset(ManifestDataset[ConversationExample]):
     """Rows {"messages"}; pictures and clips are paths relative to the manifest. What does not fit the context is logged once a row. A model
-    that learns the replies alone forgets what people say to it: of rows with "learn": "all" every word is learned. Those that begin with the
+    that learns the replies alone forgets what people say to it, and how it is to read what nobody says to anybody: of rows with "learn": "all" every
+    word is learned, and so it is of rows {"text"}, which are no conversation at all. Those that begin with the
     same picture are taken together (`data.side_by_side`): most of what it takes to answer a question is to look."""
 
     def __init__(self, rows: Manifests, config: ModelConfig, tokenizer: BPETokenizer, data: DataConfig) -> None:
@@ -461,6 +462,10 @@ class ConversationDataset(ManifestDataset[ConversationExample]):
         return side_by_side(whole) if len(whole) > 1 else (whole or found)[0]
 
     def _example(self, row: Row, source: Rows, number: int) -> ConversationExample:
+        if not row.get("messages"):
+            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(row["text"])]
+            _check_length(ids, self.config.thinker.context_length, "text")
+            return ConversationExample(ids, [True] * len(ids), [0] * len(ids), [], [], every_word=True)
         mels: dict[int, Tensor] = {}  # by identity of the message's value
 
         def audio_tokens(value: Any) -> int:

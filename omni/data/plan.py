@@ -40,7 +40,7 @@ FIELDS: dict[str, tuple[str, ...]] = {  # what each stage reads
     "vocoder": ("audio", "text"),
     "speech-lm": ("audio", "text"),
     "talker": ("audio", "text"),
-    "sft": ("messages",),
+    "sft": ("messages|text",),
 }
 
 
@@ -163,7 +163,7 @@ def clips_of(row: Row) -> list[Any]:
     """The media fields of the sounds in a row."""
     if "messages" in row:
         return [value for message in row["messages"] for kind, value in parts_of(message) if kind == "audio"]
-    return [row["audio"]]
+    return [row["audio"]] if "audio" in row else []
 
 
 def _seconds(rows: Rows, value: Any) -> float:

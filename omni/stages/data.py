@@ -95,8 +95,10 @@ def vocoder_splits(run: RunConfig, config: ModelConfig, resynthesise: Callable[[
 
 
 def conversation_splits(run: RunConfig, config: ModelConfig, tokenizer: BPETokenizer) -> Splits[collate.ConversationBatch]:
-    """{"messages"}."""
-    splits = _splits(run, ("messages",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data), collate.collate_conversations)
+    """{"messages"} or {"text"}."""
+    splits = _splits(
+        run, ("messages|text",), lambda rows: ConversationDataset(rows, config, tokenizer, run.data), collate.collate_conversations
+    )
     return replace(splits, length=lambda example: len(example.input_ids))
 
 

@@ -10,6 +10,7 @@ A *step* is one run of a trainer's stage; its `steps` are updates. `release_run`
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from omni.stages.recipes import assemble
 from omni.stages.splices import make_splices
 from omni.stages.told import make_told
 from omni.training.trainer import train
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 PRESET = "release"
@@ -143,12 +146,15 @@ def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
 
     def rows(folders: Folders) -> Iterable[Row]:
         for reader, share in shares.items():
+            number = None
             for number, row in enumerate(_reader(reader, folders)):
                 row |= {"speaker": VOICE_NAMES.get(reader, row["speaker"])}
                 if share >= 1:
                     yield from int(share) * [row]
                 elif number % round(1 / share) == 0:
                     yield row
+            if number is None:
+                log.warning("there is no clip of %s", reader)
 
     return rows
 
@@ -494,7 +500,7 @@ def _mix(folder: Path, other: Path, share: float, out: Path) -> None:
 def _amount(run: RunConfig) -> Row:
     """Rows of the training manifests, and the hours of their clips (repeated ones as often as they occur)."""
     rows = [row for name in run.data.train for row in _within(Path(name), "audio")]
-    clips = Counter(clip for row in rows if "audio" in row or "messages" in row for clip in clips_of(row))
+    clips = Counter(clip for row in rows for clip in clips_of(row))
     seconds = sum(n * soundfile.info(path).duration for path, n in clips.items())
     kinds = Counter(row["kind"] for row in rows if "about" in row)
     found = {"rows": len(rows)} | ({"kinds": dict(kinds)} if kinds else {})

@@ -324,6 +324,22 @@ def test_a_conversation_batch_has_every_medium_at_its_placeholders_and_only_repl
         assert torch.equal(ids[position + 1], labels[position])
 
 
+def test_text_among_conversations_is_learned_word_by_word_and_stays_by_itself(folder, tokenizer):
+    picture = folder.picture("p.png")
+    asked = {"messages": [user(("image", picture), ("text", "what?")), assistant("a ball")]}
+    rows = [asked, {"text": "the red cube"}, asked, {"text": "the cube " * 200}]
+    manifest = rows_of(folder.jsonl("m.jsonl", rows), "messages|text")
+    data = ConversationDataset(manifest, CONFIG, tokenizer, DataConfig(side_by_side=8))
+    assert len(data) == 3
+    text = data[1]
+    assert text.input_ids == [tokenizer.bos_id, *tokenizer.encode("the red cube")] and all(text.loss_mask) and not text.images
+    batch = collate_conversations([data[0], text])
+    labels = batch.labels[1]
+    assert labels[labels != IGNORE].tolist() == tokenizer.encode("the red cube")
+    with pytest.raises(DataError, match="m.jsonl:4.*the text takes .* positions.*shorten it"):
+        data[2]
+
+
 def test_conversations_about_one_picture_are_one_example_that_holds_it_once(folder, tokenizer):
     pictures, clip = [folder.picture(f"{name}.png") for name in "pq"], folder.clip("c.wav", 0.5)
     rows = [

@@ -101,7 +101,7 @@ def test_long_dialogues_are_cut_into_windows_that_begin_with_the_user(data, work
 
 
 def media_of(row: dict) -> list[tuple[str, str]]:
-    return [(kind, value) for message in row["messages"] for kind, value in parts_of(message) if kind != "text"]
+    return [(kind, value) for message in row.get("messages", []) for kind, value in parts_of(message) if kind != "text"]
 
 
 def test_every_kind_of_conversation_is_there_and_all_their_media_are_files(data, work):
@@ -149,6 +149,8 @@ def test_a_conversation_is_about_the_picture_and_the_sound_that_it_holds(data, w
             said.setdefault(row["audio"], set()).add(row["text"])
     checked = 0
     for row in rows_of(release.release_run("sft", data, work)):
+        if "text" in row:
+            continue
         user, reply = row["messages"][0], row["messages"][1]["content"] if len(row["messages"]) > 1 else ""
         given = dict(parts_of(user))
         if row["kind"] in ("image_qa", "image_qa_spoken"):
