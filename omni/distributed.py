@@ -79,6 +79,15 @@ def cleanup() -> None:
         time.sleep(0.1)
 
 
+@contextmanager
+def group(on: torch.device) -> Iterator[None]:
+    """Be in the group within the block. After an error nobody waits: the others may be waiting for something else, which this process's end ends."""
+    joined = setup(on)
+    yield
+    if joined:
+        cleanup()
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:

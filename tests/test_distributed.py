@@ -32,7 +32,20 @@ assert d.world_size() == 1
 """
 
 
-def test_two_processes() -> None:
+FAILING = """
+import torch
+from omni import distributed as d
+from omni.errors import DataError
+with d.group(torch.device("cpu")):
+    d.barrier()
+    if d.rank() == 1:
+        raise DataError("line 3: not a sound")
+    d.all_reduce_sum(torch.ones(1))
+"""
+
+
+def run_two(program: str) -> list[tuple[int, str]]:
+    """Exit status and standard error of two processes of a group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -40,13 +53,23 @@ def test_two_processes() -> None:
     common = os.environ | {"PYTHONPATH": paths, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=common | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", program], env=common | {"RANK": str(r), "LOCAL_RANK": str(r)}, stderr=subprocess.PIPE, text=True
         )
         for r in range(2)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+
+
+def test_two_processes() -> None:
+    for status, errors in run_two(PROGRAM):
+        assert status == 0, errors
+
+
+def test_the_error_of_one_process_ends_the_others_too() -> None:
+    (waiting, _), (failed, errors) = run_two(FAILING)
+    assert waiting != 0 and failed != 0
+    assert "DataError: line 3: not a sound" in errors
 
 
 def test_alone_nothing_happens() -> None:

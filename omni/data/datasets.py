@@ -462,9 +462,12 @@ class ConversationDataset(ManifestDataset[ConversationExample]):
         return side_by_side(whole) if len(whole) > 1 else (whole or found)[0]
 
     def _example(self, row: Row, source: Rows, number: int) -> ConversationExample:
+        where = source.where(number)
         if not row.get("messages"):
-            ids = [self.tokenizer.bos_id, *self.tokenizer.encode(row["text"])]
-            _check_length(ids, self.config.thinker.context_length, "text")
+            ids, most = [self.tokenizer.bos_id, *self.tokenizer.encode(row["text"])], self.config.thinker.context_length
+            if len(ids) > most:
+                self._note(where, f"the text takes {len(ids)} positions, of which the context has {most}: cut its end")
+                ids = ids[:most]
             return ConversationExample(ids, [True] * len(ids), [0] * len(ids), [], [], every_word=True)
         mels: dict[int, Tensor] = {}  # by identity of the message's value
 
@@ -474,10 +477,8 @@ class ConversationDataset(ManifestDataset[ConversationExample]):
 
         budget = MediaBudget(self.config.vision_encoder.n_image_tokens, audio_tokens, self.config.max_audio_tokens)
         rendered = render(row["messages"], self.tokenizer, budget, self.config.thinker.context_length)
-        where = source.where(number)
-        if rendered.notices and where not in self.cut:
-            self.cut.add(where)
-            log.warning("%s: %s", where, "; ".join(rendered.notices))
+        if rendered.notices:
+            self._note(where, "; ".join(rendered.notices))
         images, clips = [], []
         for span in rendered.media:
             if span.kind == "image":
@@ -487,6 +488,12 @@ class ConversationDataset(ManifestDataset[ConversationExample]):
         ids, every_word = rendered.input_ids, row.get("learn") == "all"
         learned = [i != self.tokenizer.media_id for i in ids] if every_word else rendered.loss_mask
         return ConversationExample(ids, learned, [0] * len(ids), images, clips, rendered.n_dropped_turns, every_word)
+
+    def _note(self, where: str, what: str) -> None:
+        """Say once that a row did not fit."""
+        if where not in self.cut:
+            self.cut.add(where)
+            log.warning("%s: %s", where, what)
 
     def _pixels(self, source: Rows, value: Any) -> Tensor:
         """The picture in a message, decoded once if it is that of the one before."""

@@ -116,7 +116,8 @@ class _Heard:
 
 
 def _hear(omni: Omni, clips: Sequence[Clip]) -> _Heard:
-    """Files are decoded by several threads; clips of about one size share a batch."""
+    """Files are decoded by several threads; clips of about one size share a batch. A first one is for allocations, and choices of kernels."""
+    omni.ctc_logits([omni.log_mel(clip.audio) for clip in clips[:BATCH]])
     start, frames = time.perf_counter(), 0
     found: dict[int, tuple[Tensor, str]] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -86,18 +86,14 @@ def train(
         raise ConfigError(f"device {where}: training runs on cpu or cuda")
     if where.type == "cpu":
         memory.keep_freed_memory()
-    joined = distributed.setup(where)
     try:
-        with deterministic(where):
+        with distributed.group(where), deterministic(where):
             return Trainer(stage, where, on_event or (lambda event: None)).run(resume)
     except torch.OutOfMemoryError as error:
         size = stage.run.train.micro_batch_size
         raise ConfigError(
             f"{where} is out of memory: lower train.micro_batch_size (now {size}) or set train.gradient_checkpointing"
         ) from error
-    finally:
-        if joined:
-            distributed.cleanup()
 
 
 class Trainer(Generic[B]):
