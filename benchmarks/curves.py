@@ -4,7 +4,7 @@
 
 writes docs/training.md (a table, and the picture), docs/training.svg (the curves) and docs/training.json: of every step its data, updates, seconds
 and final scores, the training loss (a mean over each of 100 stretches) and every validation score. What is no longer in a run folder stays as the
-JSON had it.
+JSON had it; a step of which neither tells the result has a row that says so.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ def page(steps: dict[str, Any], hardware: str, picture: str) -> str:
     lines = [f"# Training log in figures\n\nEvery step ran on {hardware}. What was tried and did not help is in [log.md](log.md).\n"]
     lines += ["| Step | Data of an epoch | Updates | Hours | Validation at the end |", "|---|---|---|---|---|"]
     for name, step in steps.items():
+        if "metrics" not in step:
+            lines.append(f"| `{name}` | record lost | | | |")
+            continue
         scores = ", ".join(f"{score} {value:.3g}" for score, value in step["metrics"].items())
         lines.append(f"| `{name}` | {amount(step['data'])} | {step['steps']:,} | {step['seconds'] / 3600:.1f} | {scores} |")
     return "\n".join([*lines, "", f"![Training loss and validation scores of every step]({picture})", ""])

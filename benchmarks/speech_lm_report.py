@@ -18,11 +18,13 @@ from speech_report import percent, table
 
 from omni.config import preset
 from omni.evaluation.judge import WHISPER_BASE
+from omni.evaluation.sentences import LENGTHS
 from omni.omni_model import OmniModel
 from omni.parameters import count
 
 PAGE = Path("docs/speech-lm.md")
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
+MOST_WER, LEAST_WER_OF_ANOTHER = 0.5, 0.9  # with its own text or clip, and with another's
 
 Result = dict[str, Any]
 
@@ -38,12 +40,14 @@ def speaking(lm: Result, tts: Result | None) -> Iterator[str]:
             systems |= {name.replace("_", " "): row for name, row in tts["ceilings"][voice].items() if name == "recordings"}
         for name, row in systems.items():
             cells = [voice, name]
-            for length in ("short", "long"):
+            for length in LENGTHS:
                 found = row.get(length)
                 heard = found and found[WHISPER_BASE]
                 cells += [str(found["items"]) if found else "", percent(heard, "wer"), percent(heard, "cer")]
             rows.append(cells)
     yield from table(["voice", "", "short", "WER", "CER", "long", "WER", "CER"], rows)
+    cut = ", ".join(f"{metrics['cut']} as {voice}" for voice, metrics in lm["metrics"]["speaking"].items())
+    yield f"Clauses of the speech LM that were not over at the most frames that their text may take: {cut}.\n"
 
 
 def hearing(lm: Result, asr: Result | None) -> Iterator[str]:
@@ -78,16 +82,40 @@ def amounts(lm: Result, work: Path | None) -> Iterator[str]:
     }
     rows = []
     for name, (parameters, steps) in parts.items():
-        files = [work / step / "result.json" for step in steps] if work is not None else []
-        found = [json.loads(path.read_text()) for path in files if path.exists()]
+        files = {step: work / step / "result.json" for step in steps} if work is not None else {}
+        found = [json.loads(path.read_text()) for path in files.values() if path.exists()]
         row = ["", "", ""]
-        if found and len(found) == len(steps):
+        if found:
+            if lost := [step for step, path in files.items() if not path.exists()]:
+                name += f" (without {', '.join(lost)}, whose record is lost)"
             hours = max(step["data"].get("hours", 0) for step in found)
             row = [f"{hours:.1f}" if hours else "", f"{sum(s['steps'] for s in found):,}", f"{sum(s['seconds'] for s in found) / 3600:.1f}"]
         rows.append([name, f"{parameters:,}", *row])
     yield from table(["part", "parameters", "hours of speech in an epoch, with repetitions", "updates", "hours of training"], rows)
     paces = [row["real_time_factor"] for row in lm["metrics"]["speaking"].values()]
     yield f"The speech LM takes {max(paces):.2f} s for a second of speech, many sentences at once.\n"
+
+
+def bounds(lm: Result) -> Iterator[str]:
+    """Every voice, length and reader: whether errors are few with its own text or clip, and many with another's."""
+    yield "What it has to keep: WER in %\n"
+    rows = []
+
+    def add(what: str, own: Result, other: Result) -> None:
+        for name, wer, kept in (
+            (f"at most {100 * MOST_WER:.0f}", own["wer"], own["wer"] <= MOST_WER),
+            (f"over {100 * LEAST_WER_OF_ANOTHER:.0f} with another's", other["wer"], other["wer"] > LEAST_WER_OF_ANOTHER),
+        ):
+            rows.append([what, name, f"{100 * wer:.1f}", "yes" if kept else "**no**"])
+
+    for voice, metrics in lm["metrics"]["speaking"].items():
+        another = lm["baselines"]["speaking"][voice]["swapped_text"]
+        for length in LENGTHS:
+            if length in metrics:
+                add(f"says as {voice}, {length}", metrics[length][WHISPER_BASE], another[length][WHISPER_BASE])
+    for reader, metrics in lm["metrics"]["hearing"].items():
+        add(f"hears {reader}", metrics, lm["baselines"]["hearing"][reader]["shuffled_audio"])
+    yield from table(["", "bound", "WER", "kept"], rows)
 
 
 def optimizers(curves: Result) -> Iterator[str]:
@@ -109,7 +137,13 @@ def main() -> None:
     lm, tts, asr, curves = (
         json.loads(path.read_text()) if path is not None else None for path in (chosen.speech_lm, chosen.tts, chosen.asr, chosen.optimizers)
     )
-    lines = [*amounts(lm, chosen.work), *speaking(lm, tts), *hearing(lm, asr), *(optimizers(curves) if curves is not None else ())]
+    lines = [
+        *amounts(lm, chosen.work),
+        *speaking(lm, tts),
+        *hearing(lm, asr),
+        *bounds(lm),
+        *(optimizers(curves) if curves is not None else ()),
+    ]
     before, _, rest = chosen.page.read_text(encoding="utf-8").partition(BEGIN)
     chosen.page.write_text(before + BEGIN + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
 

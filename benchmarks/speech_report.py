@@ -55,7 +55,8 @@ def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
 
 
 def tts_tables(result: Result) -> Iterator[str]:
-    """Every voice and judge: what is heard of the Talker, of its ceilings and of its controls."""
+    """Every voice and judge: what is heard of the Talker, of its ceilings and of its controls; WER apart on the sentences that hold a word that the
+    training text nowhere has, and the share of these words that was heard."""
     for voice, metrics in result["metrics"].items():
         systems = (
             {name: row for name, row in metrics.items() if name.startswith("talker")}
@@ -71,11 +72,16 @@ def tts_tables(result: Result) -> Iterator[str]:
                     found = row.get(length)
                     heard = found and found.get(judge)  # not every judge hears everything
                     cells += [str(found["items"]) if found else "", percent(heard, "wer"), percent(heard, "cer")]
-                rows.append([*cells, percent(row["unseen_words"].get(judge) if row["unseen_words"]["words"] else None, "missed")])
-            yield from table(["", "short", "WER", "CER", "long", "WER", "CER", "unseen words missed"], rows)
-        for length, found in metrics.get("over_recordings", {}).items():
-            over = ", ".join(f"{points(found[judge])} ({judge})" for judge in found if judge != "items")
-            yield f"On {found['items']} {length} sentences that its reader has recorded, points of WER over the recordings: {over}.\n"
+                rows.append([*cells, *unseen_words(row, judge)])
+            head = ["", "short", "WER", "CER", "long", "WER", "CER", "with unseen words", "WER", "unseen words", "heard"]
+            yield from table(head, rows)
+        for name, compared in (
+            ("over_recordings", "that its reader has recorded, points of WER over the recordings"),
+            ("zeroed_over_talker", "said without the Thinker's states, points of WER over the Talker with them"),
+        ):
+            for length, found in metrics.get(name, {}).items():
+                over = ", ".join(f"{points(found[judge])} ({judge})" for judge in found if judge != "items")
+                yield f"On {found['items']} {length} sentences {compared}: {over}.\n"
         replies = metrics["replies"]
         if replies["items"]:
             (heard,) = (found for found in replies.values() if isinstance(found, dict))
@@ -85,6 +91,16 @@ def tts_tables(result: Result) -> Iterator[str]:
             f"Of {metrics['items']} sentences {metrics['runaways']} ran away and {metrics['early_stops']} ended early; {twice['same']} of {twice['items']} "
             f"were the same when said twice; real-time factor {metrics['real_time_factor']}.\n"
         )
+
+
+def unseen_words(row: Result, judge: str) -> list[str]:
+    """How many sentences (and all their words) hold words that the training text nowhere has, WER of these sentences; how many such words there
+    are, and the share heard. Nothing where there are none."""
+    found, words = row.get("with_unseen_words"), row["unseen_words"]
+    if not found:
+        return ["", "", "", ""]
+    sentences = f"{found['items']} ({found['words']} words)"
+    return [sentences, percent(found.get(judge), "wer"), str(words["words"]), percent(words.get(judge), "heard")]
 
 
 def codec_tables(result: Result) -> Iterator[str]:

@@ -7,14 +7,12 @@ import sys
 
 from omni import SpeechLM
 from omni.audio import save_audio
-from omni.inference.sampling import Sampling
 
 
 def main(folder: str, text: str, out: str) -> None:
     lm = SpeechLM.from_pretrained(folder)
     text_tokens = lm.text_tokenizer.encode(text)
-    sampling = Sampling(temperature=0.7, top_p=0.9)
-    audio_tokens = lm.model.generate_audio(text_tokens, lm.audio_tokenizer, sampling=sampling)
+    audio_tokens = lm.model.generate_audio(text_tokens, lm.audio_tokenizer)
     audio = lm.audio_tokenizer.decode_audio(audio_tokens)
     save_audio(out, audio, lm.sample_rate_hz)
     print(f"{out}: {len(audio) / lm.sample_rate_hz:.2f} s from {len(audio_tokens)} ids")

@@ -48,13 +48,14 @@ def main() -> None:
         train_tokenizer((row["text"] for row in sides[0]), vocab_size=512, path=path)
     text_tokenizer = BPETokenizer(path)
 
-    train_data, val_data = (MultimodalDataset(side, text_tokenizer, audio_tokenizer) for side in sides)
-    train_loader = DataLoader(train_data, batch_size=chosen.batch_size, shuffle=True, collate_fn=train_data.collate)
-    val_loader = DataLoader(val_data, batch_size=chosen.batch_size, collate_fn=val_data.collate)
-
     config = MultimodalPretrainingConfig(batch_size=chosen.batch_size, max_steps=chosen.max_steps, output_dir=str(chosen.out))
     config.audio_sample_rate = audio_tokenizer.sample_rate_hz
     config.audio_weight = 2.0  # a target of speaking counts twice, one of hearing a tenth
+    train_data, val_data = (
+        MultimodalDataset(side, text_tokenizer, audio_tokenizer, max_audio_duration=config.max_audio_duration) for side in sides
+    )
+    train_loader = DataLoader(train_data, batch_size=chosen.batch_size, shuffle=True, collate_fn=train_data.collate)
+    val_loader = DataLoader(val_data, batch_size=chosen.batch_size, collate_fn=val_data.collate)
     model, metrics = MultimodalPretrainingTrainer(config).train(train_loader, val_loader)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {chosen.out}: {metrics}")
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from omni.config import ModelConfig, parse, released
+from omni.config import RELEASE_ALIASES, ModelConfig, parse
 from omni.errors import CheckpointError
 
 FORMAT = 1
@@ -245,26 +245,30 @@ def _and_more(names: list[str]) -> str:
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
+def shipped(name: str) -> Path:
+    """The folder `name` that comes with the repository: below the working directory, or else, if it is only there, in the repository."""
+    return REPOSITORY / name if not Path(name).is_dir() and (REPOSITORY / name).is_dir() else Path(name)
+
+
 def default_checkpoint(name: str, advice: str) -> Path:
-    """The folder `name` of weights that are there for whoever names none: below the working directory, or else in the repository. Raises
-    CheckpointError with `advice` how to get one."""
-    for folder in (Path(name), REPOSITORY / name):
-        if folder.is_dir():
-            return folder
-    raise CheckpointError(f"{name}: no such checkpoint; {advice}, and name its folder with --ckpt")
+    """The `shipped` folder `name` of weights for whoever names none. Raises CheckpointError with `advice` how to get one."""
+    folder = shipped(name)
+    if not folder.is_dir():
+        raise CheckpointError(f"{name}: no such checkpoint; {advice}, and name its folder with --ckpt")
+    return folder
 
 
 def find_checkpoint(folder: str | Path) -> Path:
-    """The model folder that `folder` stands for: itself (be it by another name of the released model), or the best of a training run, or else
-    its latest. Raises CheckpointError."""
-    folder = released(folder)
+    """The model folder that `folder` stands for: itself, or the best of a training run, or else its latest. Raises CheckpointError."""
+    folder = Path(folder)
     for candidate in (folder, folder / "best", latest(folder)):
         if candidate is not None and candidate.is_dir():
             _complete(candidate)
             if (candidate / CONFIG).exists():
                 return candidate
     found = "no such folder" if not folder.exists() else f"neither {CONFIG} nor a training run's checkpoints are there"
-    raise CheckpointError(f"{folder}: {found}; name the folder of a model or of a training run")
+    make = f"train stage {RELEASE_ALIASES[folder.name]}, which makes it, or " if folder.name in RELEASE_ALIASES else ""
+    raise CheckpointError(f"{folder}: {found}; {make}name the folder of a model or of a training run")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

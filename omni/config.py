@@ -21,7 +21,7 @@ VOCODER_ROUNDS = 3  # STFTs, each with its inverse
 DEFAULT_CHECKPOINT = "checkpoints/omni-tiny"  # what is loaded where no folder is named
 DEFAULT_SPEECH_LM = "checkpoints/speech-lm"  # the same for the second system
 RELEASE = "omni-tiny"  # the folder of the released model
-RELEASE_ALIASES = ("omni_sft_tiny", "thinker_tiny")  # names for it, as long as no folder of the name is there (training makes them)
+RELEASE_ALIASES = {"omni_sft_tiny": "sft", "thinker_tiny": "text"}  # names for it until the stage has made a folder of the name
 
 
 class Config(BaseModel):
@@ -327,6 +327,8 @@ PRESETS: dict[str, ModelConfig] = {
             "vocoder": VocoderConfig(d_model=192, n_blocks=6, d_ff=384),
             "speech_lm": SpeechLMConfig(
                 text_vocab_size=384,
+                codebook_size=1024,
+                code_rates=(1, 1, 1, 1),
                 codebooks=4,
                 voices=("heart", "kathleen"),
                 d_model=256,
@@ -544,7 +546,8 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 
 
 def released(path: str | Path) -> Path:
-    """`path`, with the folder of the released model in the place of another name for it, be it the last part or the one above."""
+    """`path`, with the folder of the released model in the place of another name for it, be it the last part or the one above. For whoever uses a
+    model: training starts from what is named and nothing else."""
     path = Path(path)
     for named in (path, path.parent):
         if named.name in RELEASE_ALIASES and not named.exists() and named.with_name(RELEASE).is_dir():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 COMPONENT = "speech_lm"  # in checkpoints; it is no part of an OmniModel
 BATCH = 32  # texts or clips that are decoded together
 SLOWEST_S, PAUSE_S = 0.15, 2.0  # speech that lasts longer than so much a character and a pause has gone astray
+CHARACTERS = 4  # of a text id, where only ids are known: about those of a word's piece
 TEXT_TOKENIZER = "text_tokenizer"  # folder of one of Transformers, in the model's
 SPEAKING = Sampling(temperature=0.7, top_p=0.9)  # what is said is drawn by chance: the likeliest code after the likeliest code is silence
 PIECE_S, QUIET_S = 10.0, 0.1  # recordings are cut into pieces of at most so long, at the quietest stretch of the last half
@@ -104,15 +106,18 @@ class MultimodalLLM(ThinkerLM):
         text_tokens: Ids,
         audio_tokenizer: AudioTokenizer | None = None,
         *,
-        sampling: Sampling = GREEDY,
+        sampling: Sampling = SPEAKING,
         voice: str | None = None,
         most_frames: int | None = None,
     ) -> list[int]:
-        """Text ids → the audio tokenizer's ids of a clip that says them, at most `most_frames` long. Raises DataError for ids that are no text or
-        leave no room, ConfigError for an unknown voice or for a tokenizer with other codes than the model's."""
+        """Text ids → the audio tokenizer's ids of a clip that says them, at most `most_frames` long: by default, where the tokenizer tells how
+        long a frame is, what a text of so many ids takes at most. Raises DataError for ids that are no text or leave no room, ConfigError for
+        an unknown voice or for a tokenizer with other codes than the model's."""
+        text = id_list(text_tokens)
         if audio_tokenizer is not None:
             self.check_tokenizer(audio_tokenizer)
-        return self.speak([id_list(text_tokens)], [voice], sampling, None if most_frames is None else [most_frames])[0]
+            most_frames = frames_for(CHARACTERS * len(text), audio_tokenizer) if most_frames is None else most_frames
+        return self.speak([text], [voice], sampling, None if most_frames is None else [most_frames])[0]
 
     def generate_text(self, audio_tokens: Ids, *, sampling: Sampling = GREEDY) -> list[int]:
         """An audio tokenizer's ids of a clip → text ids of what is said in it. Raises DataError for a clip without a whole frame, or one that
@@ -144,12 +149,16 @@ class MultimodalLLM(ThinkerLM):
         if not 0 <= min(text) <= max(text) < own.text_size:
             wrong = min(text) if min(text) < 0 else max(text)
             raise DataError(f"text id {wrong} is outside the model's text vocabulary of {own.text_size}")
-        room = (words.context_length - len(text) - 5) // (1 + own.layout.tokens_per_frame)
+        room = self.room_for(text)
         if room < 1:
             raise DataError(f"a text of {len(text)} ids leaves no room to say it in a context of {words.context_length}; shorten it")
         most = room if most_frames is None else max(1, min(room, most_frames))
         grammar = own.speaking(text, side_by_side=words.lead_frames is not None, most_frames=most, voice=self.voice_id(voice))
         return _Line(grammar, sampling, len(text) + 5 + most * (1 + own.layout.tokens_per_frame))
+
+    def room_for(self, text: Sequence[int]) -> int:
+        """How many frames fit the context besides a text."""
+        return (self.speech_config.context_length - len(text) - 5) // (1 + self.vocabulary.layout.tokens_per_frame)
 
     def write(self, clips: Sequence[Sequence[int]], sampling: Sampling) -> list[list[int]]:
         """`generate_text` of several clips, decoded together."""
@@ -239,6 +248,13 @@ class _Line:
         return option.ids.start + sample(logits[option.ids.start : option.ids.stop], self.sampling, (), self.generator)
 
 
+@dataclass(frozen=True)
+class Said(Speech):
+    """`cut`: so many of its clauses were not over at the most frames that they may take."""
+
+    cut: int
+
+
 class SpeechLM:
     """The model with its two tokenizers."""
 
@@ -292,39 +308,35 @@ class SpeechLM:
         return tokenizer.model.vocoder_name if isinstance(tokenizer, CodecTokenizer) else type(tokenizer).__name__
 
     @property
-    def _frame_s(self) -> float:
-        return self.audio_tokenizer.samples_per_frame / self.audio_tokenizer.sample_rate_hz
-
-    @property
     def longest_s(self) -> float:
         """Seconds of sound that are heard at once: longer recordings are cut."""
         frames = self.model.speech_config.context_length // (1 + self.model.vocabulary.layout.tokens_per_frame + TEXT_PER_FRAME)
-        return min(PIECE_S, frames * self._frame_s)
+        return min(PIECE_S, frames * (self.audio_tokenizer.samples_per_frame / self.sample_rate_hz))
 
     # --- speaking
 
-    def say(self, text: str, voice: str | None = None, *, sampling: Sampling = SPEAKING) -> Speech:
+    def say(self, text: str, voice: str | None = None, *, sampling: Sampling = SPEAKING) -> Said:
         """A text as speech; a long one clause by clause. Raises DataError for an empty text, ConfigError for an unknown voice."""
         return self.say_batch([text], voice, sampling=sampling)[0]
 
     def say_batch(
         self, texts: Sequence[str], voice: str | Sequence[str | None] | None = None, *, sampling: Sampling = SPEAKING
-    ) -> list[Speech]:
+    ) -> list[Said]:
         """Several texts, decoded together; `voice` for all, or one for each."""
         voices = [voice] * len(texts) if voice is None or isinstance(voice, str) else voice
         parts = [(row, part) for row, text in enumerate(texts) for part in self._parts(text)]
-        ids: list[list[int]] = [[] for _ in texts]
+        said: list[list[Said]] = [[] for _ in texts]
         for start in range(0, len(parts), BATCH):
             batch = parts[start : start + BATCH]
-            said = self._ids([part for _, part in batch], [voices[row] for row, _ in batch], sampling)
-            for (row, _), clip in zip(batch, said, strict=True):
-                ids[row] += clip[1:-1]
-        return [self._speech(clip, sampling) for clip in ids]
+            clauses_said = self._say([part for _, part in batch], [voices[row] for row, _ in batch], sampling)
+            for (row, _), speech in zip(batch, clauses_said, strict=True):
+                said[row].append(speech)
+        return [_joined(of_text) for of_text in said]
 
-    def say_stream(self, text: str, voice: str | None = None, *, sampling: Sampling = SPEAKING) -> Iterator[Speech]:
-        """The clauses of a text, each as soon as it is said."""
+    def say_stream(self, text: str, voice: str | None = None, *, sampling: Sampling = SPEAKING) -> Iterator[Said]:
+        """The clauses of a text, each as soon as it is said; joined they are what `say` says."""
         self.voice_id(voice)
-        return (self._speech(self._ids([part], [voice], sampling)[0], sampling) for part in self._parts(text))
+        return (self._say([part], [voice], sampling)[0] for part in self._parts(text))
 
     def _parts(self, text: str) -> list[str]:
         text = spoken_form(text)
@@ -332,18 +344,26 @@ class SpeechLM:
             raise DataError("there is nothing to say: the text has no words")
         return [text] if len(text) <= LONGEST_CLAUSE else clauses(text)
 
-    def _ids(self, parts: Sequence[str], voices: Sequence[str | None], sampling: Sampling) -> list[list[int]]:
-        longest = [int((PAUSE_S + SLOWEST_S * len(part)) / self._frame_s) for part in parts]
-        return self.model.speak([self.text_tokenizer.encode(part) for part in parts], voices, sampling, longest)
+    def _say(self, parts: Sequence[str], voices: Sequence[str | None], sampling: Sampling) -> list[Said]:
+        """Clauses, their ids decoded together; each becomes sound by itself, so that a stream is the same to the sample."""
+        texts = [self.text_tokenizer.encode(part) for part in parts]
+        most = [
+            min(frames_for(len(part), self.audio_tokenizer), self.model.room_for(text)) for part, text in zip(parts, texts, strict=True)
+        ]
+        clips = self.model.speak(texts, voices, sampling, most)
+        said = [self._speech(clip, n, sampling) for clip, n in zip(clips, most, strict=True)]
+        if n_cut := sum(speech.cut for speech in said):
+            log.warning("%d of %d clauses were not over after the longest time that their text may take: cut", n_cut, len(said))
+        return said
 
-    def _speech(self, ids: Sequence[int], sampling: Sampling) -> Speech:
+    def _speech(self, ids: Sequence[int], most_frames: int, sampling: Sampling) -> Said:
         """`codes` (F, ids of a frame)."""
         frames, _ = self.model.vocabulary.layout.read_frames(ids)
         slots = torch.tensor([k * self.model.speech_config.codebook_size for k in self.model.vocabulary.layout.slots])
         with torch.random.fork_rng():  # SNAC draws noise
             torch.manual_seed(sampling.seed)
             wave = self.audio_tokenizer.decode_audio(ids)
-        return Speech(wave, self.sample_rate_hz, torch.tensor(frames).view(-1, len(slots)) - slots)
+        return Said(wave, self.sample_rate_hz, torch.tensor(frames).view(-1, len(slots)) - slots, cut=int(len(frames) >= most_frames))
 
     # --- hearing
 
@@ -363,6 +383,17 @@ class SpeechLM:
             for i, ids in zip(batch, self.model.write(clips, sampling), strict=True):
                 heard[i] = self.text_tokenizer.decode(ids).strip()
         return [" ".join(text for (of, _), text in zip(parts, heard, strict=True) if of == row and text) for row in range(len(waves))]
+
+
+def frames_for(n_characters: int, tokenizer: AudioTokenizer) -> int:
+    """The most frames that a text of so many characters may take."""
+    return int((PAUSE_S + SLOWEST_S * n_characters) * tokenizer.sample_rate_hz / tokenizer.samples_per_frame)
+
+
+def _joined(said: Sequence[Said]) -> Said:
+    """The clauses of a text one after the other."""
+    waveform, codes = np.concatenate([part.waveform for part in said]), torch.cat([part.codes for part in said])
+    return Said(waveform, said[0].sample_rate_hz, codes, cut=sum(part.cut for part in said))
 
 
 def _text_tokenizer(saved: SavedModel) -> TextTokenizer:

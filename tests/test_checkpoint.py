@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from omni import checkpoint
-from omni.checkpoint import CONFIG, find_checkpoint, load_into, load_model, save_model, write_model
-from omni.config import preset
+from omni.checkpoint import CONFIG, find_checkpoint, load_into, load_model, save_model, shipped, write_model
+from omni.config import load_run, preset
 from omni.errors import CheckpointError, ConfigError
+from omni.stages import STAGES
 
 NANO = preset("nano")
 
@@ -168,6 +169,29 @@ def test_find_checkpoint_prefers_the_model_itself_then_the_best_then_the_latest(
     assert find_checkpoint(tmp_path) == tmp_path / "best"
     save(tmp_path)
     assert find_checkpoint(tmp_path) == tmp_path
+
+
+def test_training_starts_from_no_other_model_than_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents' names stand for the released model only where a model is used."""
+    save(tmp_path / "checkpoints/omni-tiny")
+    monkeypatch.chdir(tmp_path)
+    for name, stage in {"thinker_tiny": "text", "omni_sft_tiny": "sft"}.items():
+        with pytest.raises(CheckpointError, match=f"checkpoints/{name}: no such folder; train stage {stage}, which makes it, or name"):
+            find_checkpoint(f"checkpoints/{name}")
+    run = load_run(Path(__file__).parents[1] / "configs/vision_tiny.json")
+    with pytest.raises(CheckpointError, match="checkpoints/thinker_tiny: no such folder; train stage text"):
+        STAGES[run.stage](run)
+
+
+def test_what_is_shipped_is_found_wherever_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(checkpoint, "REPOSITORY", tmp_path / "repository")
+    assert shipped("clips") == Path("clips")  # nowhere
+    (tmp_path / "repository/clips").mkdir(parents=True)
+    assert shipped("clips") == tmp_path / "repository/clips"
+    Path("clips").mkdir()
+    assert shipped("clips") == Path("clips")
 
 
 def test_prune_keeps_the_newest_and_clean_removes_leftovers(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from omni.inference.sampling import Sampling
 from omni.nn.attention import attention
 from omni.nn.transformer import rotate, rotation
 from omni.parameters import count
-from omni.speech_lm import GREEDY, MultimodalLLM, SpeechLM, pieces
+from omni.speech_lm import GREEDY, SPEAKING, MultimodalLLM, SpeechLM, pieces
 from omni.speech_tokens import ScaleLayout
 
 FREE = Sampling(temperature=1.5, seed=4)
@@ -250,6 +250,35 @@ def test_a_long_text_is_said_clause_by_clause_and_streams(lm: SpeechLM) -> None:
         lm.say("  ")
     with pytest.raises(ConfigError, match="no voice"):
         lm.say_stream("a", "eve")
+
+
+def ends(model: MultimodalLLM, early: bool) -> None:
+    """From now on what it says is over as soon as it may be, or never of itself."""
+    at = torch.tensor([model.vocabulary.audio_end])
+    model.lm_head.register_forward_hook(lambda _, inputs, logits: logits.index_fill(-1, at, 1e4 if early else -1e4))
+
+
+def test_the_documents_call_draws_by_chance_and_ends_when_the_text_must_be_over(lm: SpeechLM) -> None:
+    text, most = [1, 2, 3], 38  # 2 s, and 0.15 s for each of four characters an id; a frame is 0.1 s
+    said = lm.model.generate_audio(text, lm.audio_tokenizer)
+    assert said == lm.model.generate_audio(text, sampling=SPEAKING, most_frames=most)
+    assert said != lm.model.generate_audio(text, sampling=GREEDY, most_frames=most)
+    ends(lm.model, early=False)
+    layout = lm.model.vocabulary.layout
+    assert len(layout.read_frames(lm.model.generate_audio(text, lm.audio_tokenizer))[0]) == most
+    assert len(layout.read_frames(lm.model.generate_audio(text, lm.audio_tokenizer, most_frames=5))[0]) == 5
+    assert len(layout.read_frames(lm.model.generate_audio(text))[0]) == (160 - 3 - 5) // 3  # nobody tells how long a frame is
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_clauses_that_do_not_end_are_cut_with_a_notice(lm: SpeechLM, early: bool, caplog: pytest.LogCaptureFixture) -> None:
+    ends(lm.model, early=early)
+    with caplog.at_level("WARNING", "omni"):
+        said = lm.say_batch(["bad cab", "a bad cab; " * 20], sampling=FREE)
+    n_clauses = len(list(lm.say_stream("a bad cab; " * 20, sampling=FREE)))
+    assert n_clauses > 1
+    assert [speech.cut for speech in said] == ([0, 0] if early else [1, n_clauses])
+    assert ("not over" in caplog.text) != early
 
 
 def test_transcribe_writes_what_the_model_does_of_every_piece(lm: SpeechLM) -> None:

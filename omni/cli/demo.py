@@ -59,8 +59,9 @@ def _released(out: Path, ckpt: Path | None, as_json: bool) -> None:
     from omni.inference.omni import Omni
 
     make_folder(out)
-    omni, asked = Omni.from_pretrained(ckpt), asked_scenes(1)
+    asked = asked_scenes(1)
     (question,) = scene_questions(asked, question_voices())
+    omni = Omni.from_pretrained(ckpt)
     render(asked[0].scene).save(out / "scene.png")
     rate_hz = omni.model.config.audio.sample_rate_hz
     save_audio(out / "question.wav", load_audio(question.spoken, rate_hz), rate_hz)
@@ -101,18 +102,24 @@ def _show_one(omni: Omni, question: Any, answer_file: Path) -> dict[str, Any]:
     reply = omni.ask(image=question.image, audio=question.spoken)
     note(f"answered        {reply.text}  [{time.monotonic() - start:.2f} s]  (right: {question.sentence})")
     start = time.monotonic()
-    speech = omni.say(reply.text)
-    save_audio(answer_file, speech.waveform, speech.sample_rate_hz)
-    note(f"spoken          {answer_file}: {len(speech.codes)} code frames, {speech.duration_s:.2f} s  [{time.monotonic() - start:.2f} s]\n")
-    return {
+    reply = omni.say_reply(reply)
+    if (speech := reply.speech) is not None:
+        save_audio(answer_file, speech.waveform, speech.sample_rate_hz)
+        note(
+            f"spoken          {answer_file}: {len(speech.codes)} code frames, {speech.duration_s:.2f} s  [{time.monotonic() - start:.2f} s]"
+        )
+    for notice in reply.notices:
+        note(f"notice: {notice}")
+    note("")
+    shown = {
         "image": str(question.image),
         "audio": str(question.spoken),
         "question": question.question,
         "heard": heard,
         "text": reply.text,
         "right": question.sentence,
-        "file": str(answer_file),
     }
+    return shown | ({"file": str(answer_file)} if speech is not None else {})
 
 
 def _measure(omni: Omni, questions: Any) -> dict[str, Any]:

@@ -171,11 +171,12 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
     weights and settings: a suite may take hours."""
     from omni.checkpoint import write_json
     from omni.evaluation.judge import runs_folder
+    from omni.evaluation.sentences import EVALUATION_DATA
 
     digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.judge))).encode())
     models = (model.folder, *([chosen.baseline] if chosen.baseline is not None else []))
     weights = (file for folder in models for kind in ("*.json", "*.safetensors", "*.model") for file in folder.glob(kind))
-    items = (file for folder in (chosen.data, Path("evaluation_data")) for kind in ("*.jsonl*", "*.txt*") for file in folder.rglob(kind))
+    items = (file for folder in (chosen.data, EVALUATION_DATA) for kind in ("*.jsonl*", "*.txt*") for file in folder.rglob(kind))
     for file in (*sorted(weights), *sorted(items), *sorted(Path(omni.__file__).parent.rglob("*.py"))):
         digest.update(file.read_bytes())
     kept = runs_folder() / "evaluated" / f"{suite}-{digest.hexdigest()[:16]}.json"

@@ -208,7 +208,7 @@ def ask(
         result["file"] = str(audio_out)
     print_json(result) if as_json else print(reply.text)
     if audio_out is not None and reply.speech is None:
-        raise DataError(f"{audio_out}: not written, because the reply is empty")
+        raise DataError(f"{audio_out}: not written, because the reply has no words to say")
 
 
 def _ask_rows(
@@ -234,11 +234,13 @@ def _ask_rows(
             note(f"error: {row['id']}: {reply}")
             failed += 1
             continue
+        if out_dir is not None:
+            reply = omni.say_reply(reply, voice, sampling=sampling)
         _note_reply(reply, f"{row['id']}: ")
         result = {"id": row["id"], "text": reply.text}
-        if out_dir is not None and reply.text.strip():
+        if reply.speech is not None and out_dir is not None:
             path = out_dir / f"{row['id']}.wav"
-            _save_speech(omni.say(reply.text, voice, sampling=sampling), path)
+            _save_speech(reply.speech, path)
             result["file"] = str(path)
         print_json(result)
     _fail(failed, len(rows), "questions")
@@ -327,14 +329,19 @@ def _say_rows(
 
 def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
     """16-bit mono WAV of unknown length, each chunk as soon as it is there."""
+    import io
     import struct
+
+    import soundfile
 
     unknown = 0xFFFFFFFF
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate_hz, 2 * sample_rate_hz, 2, 16)
     header = b"RIFF" + struct.pack("<I", unknown) + b"WAVE" + form + b"data" + struct.pack("<I", unknown)
     sys.stdout.buffer.write(header)
     for chunk in chunks:
-        sys.stdout.buffer.write((chunk.waveform.clip(-1, 1) * 32767).astype("<i2").tobytes())
+        samples = io.BytesIO()
+        soundfile.write(samples, chunk.waveform, sample_rate_hz, "PCM_16", "LITTLE", "RAW")  # rounded as in a file
+        sys.stdout.buffer.write(samples.getvalue())
         sys.stdout.buffer.flush()
 
 
@@ -460,6 +467,8 @@ def chat(
 
 def _exchange(conversation: Conversation, line: str, audio_out: Path | None, voice: str | None) -> None:
     """One message and its answer, printed as it comes and spoken into the folder `audio_out`. Ctrl-C breaks off either."""
+    from omni.inference.omni import Reply
+
     try:
         for piece in conversation.send(line):
             print(piece, end="", flush=True)
@@ -469,10 +478,12 @@ def _exchange(conversation: Conversation, line: str, audio_out: Path | None, voi
         return
     for notice in conversation.notices:
         note(f"notice: {notice}")
-    if audio_out is not None and conversation.last_reply.strip():
+    if audio_out is not None:
         try:
-            speech = conversation.omni.say(conversation.last_reply, voice, sampling=conversation.sampling)
-            _save_speech(speech, audio_out / f"{conversation.n_replies:03d}.wav")
+            reply = conversation.omni.say_reply(Reply(conversation.last_reply, []), voice, sampling=conversation.sampling)
+            _note_reply(reply)
+            if reply.speech is not None:
+                _save_speech(reply.speech, audio_out / f"{conversation.n_replies:03d}.wav")
         except KeyboardInterrupt:
             note("(not spoken)")
 
@@ -496,6 +507,8 @@ def infer_chat(
 ) -> None:
     """One question by flags, or a chat when there is none."""
     if image is None and audio_in is None and video is None and text is None:
+        if audio_out is not None:
+            raise DataError("--audio_out needs a question: give --text, --image, --audio_in or --video")
         chat(ckpt=ckpt_dir)
     else:
         ask(text=text, image=image, audio=audio_in, video=video, audio_out=audio_out, ckpt=ckpt_dir)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,9 @@ from omni.cli.generate import is_speech_lm
 from omni.config import STAGES as STAGE_NAMES
 from omni.config import load_run
 from omni.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omni.evaluation.pocket import WorldResults
 
 FLAGS = {"pocket": ("preset", "out", "seed", "judge"), "release": ("stage", "data", "out", "seed", "publish", "model")}
 RECIPES = tuple(FLAGS)
@@ -118,17 +121,18 @@ def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, a
     from omni.cli.output import make_folder, note, print_json
     from omni.errors import DataError
     from omni.evaluation.judge import WHISPER_BASE, find_judge
-    from omni.evaluation.pocket import evaluate_world
+    from omni.evaluation.pocket import PROMISED, evaluate_world
     from omni.inference.omni import Omni
     from omni.stages.recipes import StageSummary, run_pocket
 
     console = Console(stderr=True)
     make_folder(out)
+    listener, unjudged = None, ""
     try:
         listener = find_judge(WHISPER_BASE, judge)
     except DataError as error:
-        note(f"notice: its speech will go unjudged: {error}")
-        listener = None
+        unjudged = str(error)
+        note(f"notice: its speech will go unjudged: {unjudged}")
     stages = run_pocket(preset, out, seed=seed, on_event=lambda text: console.print(text, highlight=False))
     start = time.monotonic()
     found = evaluate_world(Omni.from_pretrained(out), out / "data", listener)
@@ -137,25 +141,53 @@ def train_pocket(preset: str, out: Path, seed: int, judge: Path | None = None, a
     if as_json:
         about = {"recipe": "pocket", "preset": preset, "folder": str(out), "machine": machine(), "minutes": round(minutes, 1)}
         print_json(about | {"stages": [vars(row) for row in stages], "measured": asdict(found)})
-        return
-    table = Table("stage", "steps", "minutes", "held out", title=f"pocket, preset {preset}: {out}")
-    for row in stages:
-        table.add_row(row.stage, str(row.steps or ""), f"{row.seconds / 60:.1f}", "  ".join(f"{k} {v:.3f}" for k, v in row.metrics.items()))
-    table.add_row("all", "", f"{minutes:.1f}", "")
-    Console().print(table)
+    else:
+        table = Table("stage", "steps", "minutes", "held out", title=f"pocket, preset {preset}: {out}")
+        for row in stages:
+            scores = "  ".join(f"{k} {v:.3f}" for k, v in row.metrics.items())
+            table.add_row(row.stage, str(row.steps or ""), f"{row.seconds / 60:.1f}", scores)
+        table.add_row("all", "", f"{minutes:.1f}", "")
+        Console().print(table)
+        show_world(found, PROMISED.get(preset, {}))
+    if unjudged:
+        note(f"notice: its speech went unjudged: {unjudged}; after that, the same command only measures")
+
+
+def show_world(found: WorldResults, promised: dict[str, tuple[str, float]]) -> None:
+    """Print what was measured of a pocket model beside what its preset has `promised`, and the answers by kind of question."""
+    from rich.console import Console
+    from rich.table import Table
+
     labels = {
         "typed": "unseen scenes, typed questions: right",
         "spoken": "… questions by voices never heard",
         "swapped": "… another scene's picture",
+        "withheld": "… no picture",
         "majority": "… commonest answer of the kind of question",
     }
-    figures = [
-        *((label, found.scenes[name]["share"], found.scenes[name]["share_95"]) for name, label in labels.items()),
-        ("voices never heard: word errors of CTC", found.hearing.wer, found.hearing.wer_95),
-    ]
+    figures = [(name, label, found.scenes[name]["share"], found.scenes[name]["share_95"]) for name, label in labels.items()]
+    figures.append(("hearing", "voices never heard: word errors of CTC", found.hearing.wer, found.hearing.wer_95))
     if found.speech is not None:
-        figures.append(("its own speech: word errors of Whisper base", found.speech.wer, found.speech.wer_95))
-    table = Table("measured", "", "95 %")
-    for name, value, (low, high) in figures:
-        table.add_row(name, f"{value:.1%}", f"{low:.1%} to {high:.1%}")
+        figures.append(("speech", "its own speech: word errors of Whisper base", found.speech.wer, found.speech.wer_95))
+    table = Table("measured", "", "95 %", *(("bound", "kept") if promised else ()))
+    for name, label, value, interval in figures:
+        cells = [label, f"{value:.1%}", _range(interval)]
+        if name in promised:
+            sign, bound = promised[name]
+            kept = value >= bound if sign == "≥" else value <= bound
+            cells += [f"{sign} {bound:.0%}", "yes" if kept else "no"]
+        table.add_row(*cells)
+    if found.speech is None:
+        table.add_row("its own speech", "unjudged")
     Console().print(table)
+    table = Table("kind of question", "items", "typed", "95 %", "spoken", "95 %", title="unseen scenes: right")
+    typed, spoken = (found.scenes[name]["by_kind"] for name in ("typed", "spoken"))
+    for kind, row in typed.items():
+        cells = [cell for side in (row, spoken[kind]) for cell in (f"{side['share']:.0%}", _range(side["share_95"], 0))]
+        table.add_row(kind, str(row["items"]), *cells)
+    Console().print(table)
+
+
+def _range(interval: tuple[float, float], digits: int = 1) -> str:
+    low, high = interval
+    return f"{low:.{digits}%} to {high:.{digits}%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import torch
 from torch import Tensor
 
-from omni.audio import decode_audio, load_audio
+from omni.audio import UNKNOWN_LENGTH, decode_audio, load_audio
 from omni.config import SpeechLMConfig
 from omni.data.collate import IGNORE, Batch, lengths_of, pad_ids
 from omni.data.datasets import media_bytes, voice_number, without_long_clips
@@ -55,12 +57,22 @@ class _Pair:
     said_in: list[int] | None
 
 
-def _short(rows: Sequence[Row], limit_s: float) -> Sequence[Row]:
-    """Those that do not say they are longer."""
-    kept = [row for row in rows if not (isinstance(s := row.get("duration_s"), int | float) and s > limit_s)]
-    if len(kept) < len(rows):
-        log.warning("%d of %d clips are longer than max_audio_duration %g: left out", len(rows) - len(kept), len(rows), limit_s)
-    return kept
+def _duration_s(row: Mapping[str, Any], source: Rows | None) -> float:
+    """How long a clip is, as its row says or else the header of its file; 0 where neither can tell."""
+    if isinstance(declared := row.get("duration_s"), int | float):
+        return declared
+    audio = row.get("audio")
+    if isinstance(audio, Mapping):
+        audio = io.BytesIO(audio["bytes"]) if audio.get("bytes") else audio.get("path")
+    if isinstance(audio, str) and source is not None:
+        audio = source.path(audio)
+    if not isinstance(audio, str | Path | io.BytesIO):
+        return 0.0
+    try:
+        header = soundfile.info(audio)
+    except (soundfile.SoundFileError, TypeError):
+        return 0.0  # what is wrong with it is said when it is read
+    return header.duration if header.frames < UNKNOWN_LENGTH else 0.0
 
 
 class MultimodalDataset:
@@ -81,9 +93,9 @@ class MultimodalDataset:
         max_audio_duration: float = 10.0,
         aligner: TimesOfIds | None = None,
     ) -> None:
-        """`config`: how sequences are made; `max_audio_duration` in seconds: a row that says it is longer is left out, a clip that turns out to be
-        is an error. Raises ConfigError when text and sound are to be side by side, and there is no `aligner`; DataError when no clip is of one of
-        the voices."""
+        """`config`: how sequences are made; `max_audio_duration` in seconds: a row that says it is longer is left out, and so is a file
+        whose header does; a waveform that is longer is an error. Raises ConfigError when text and sound are to be side by side, and there is no
+        `aligner`; DataError when every clip is too long, or none is of one of the voices."""
         self.config = config or SpeechLMConfig()
         if self.config.side_by_side and aligner is None:
             raise ConfigError(
@@ -91,7 +103,8 @@ class MultimodalDataset:
             )
         if isinstance(data, str | Path):
             data = Manifests([open_rows(str(data), ("audio", "text"))])
-        self.data = without_long_clips(data, max_audio_duration) if isinstance(data, Manifests) else _short(data, max_audio_duration)
+        self.data = without_long_clips(data, max_audio_duration) if isinstance(data, Manifests) else data
+        self._leave_out_long_clips(max_audio_duration)
         self.text_tokenizer, self.audio_tokenizer = text_tokenizer, audio_tokenizer
         self.vocabulary = SpeechVocabulary(text_tokenizer.vocab_size, audio_tokenizer.layout, len(self.config.voices))
         self.audio_preprocessor, self.max_audio_duration, self.aligner = audio_preprocessor, max_audio_duration, aligner
@@ -103,6 +116,20 @@ class MultimodalDataset:
             raise DataError(f"no clip is of one of the voices of the configuration: {', '.join(self.config.voices)}")
         if n_heard_only := 2 * len(self.data) - len(self._examples):
             log.info("%d of %d clips are of speakers who are no voices: heard only", n_heard_only, len(self.data))
+
+    def _leave_out_long_clips(self, limit_s: float) -> None:
+        short = []
+        for number in range(len(self.data)):
+            row, _, source = self._row(number)
+            if _duration_s(row, source) <= limit_s:
+                short.append(number)
+        if len(short) == len(self.data):
+            return
+        found = f"{len(self.data) - len(short)} of {len(self.data)} clips are longer than max_audio_duration {limit_s:g}"
+        if not short:
+            raise DataError(f"{found}: none is left; cut the clips or raise the limit")
+        log.warning("%s: left out", found)
+        self.data = self.data.choose(short) if isinstance(self.data, Manifests) else [self.data[number] for number in short]
 
     def _is_voice(self, number: int) -> bool:
         voices = self.config.voices

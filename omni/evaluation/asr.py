@@ -30,7 +30,7 @@ from omni.data.release import READERS, speech_rows
 from omni.errors import DataError
 from omni.evaluation.judge import Judge
 from omni.evaluation.metrics import ErrorRate, Rates, error_rates, greedy_ctc, normalise, spread
-from omni.evaluation.sentences import read_in_training
+from omni.evaluation.sentences import EVALUATION_DATA, read_in_training
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords
 from omni.inference.omni import Omni
 
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 BATCH = 16
-VOICES = Path("evaluation_data/voices")
+VOICES = EVALUATION_DATA / "voices"
 HEARD_EARLY = ("festival-kal_diphone", "festival-cmu_us_slt_arctic_hts")  # speakers whom the shipped weights heard once, by another engine
 
 

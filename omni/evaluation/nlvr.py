@@ -26,7 +26,7 @@ from omni.data.release import read_jsonl
 from omni.data.split import held_out
 from omni.data.worlds import nlvr
 from omni.errors import DataError
-from omni.evaluation.metrics import ratio_interval
+from omni.evaluation.metrics import rounded_ratio
 from omni.evaluation.probes import coarse
 from omni.image import load_image, to_pixels
 from omni.inference.omni import Omni
@@ -294,9 +294,8 @@ def evaluate_nlvr(omni: Omni, data: Path, *, limit: int | None = None, updates: 
     known = set(dev_sentences)
 
     def measure(right: Sequence[bool], weights: Sequence[int]) -> dict[str, Any]:
-        parts = [r * w for r, w in zip(right, weights, strict=True)]
-        low, high = ratio_interval(parts, weights, groups)
-        return {"accuracy": round(sum(parts) / max(sum(weights), 1), 4), "accuracy_95": (round(low, 4), round(high, 4))}
+        accuracy, interval = rounded_ratio([r * w for r, w in zip(right, weights, strict=True)], weights, groups)
+        return {"accuracy": accuracy, "accuracy_95": interval}
 
     every = [1] * len(hidden)
     head, dev_accuracy = train_head(features, training, made_up, stopping, updates)
@@ -306,10 +305,12 @@ def evaluate_nlvr(omni: Omni, data: Path, *, limit: int | None = None, updates: 
     consistent = {group: True for group in groups}
     for example, good in zip(hidden, right, strict=True):
         consistent[example.group] &= good
+    consistency, consistency_95 = rounded_ratio(list(consistent.values()), [1] * len(consistent), list(consistent))
     metrics = {
         "items": len(hidden),
         **measure(right, every),
-        "consistency": round(sum(consistent.values()) / len(consistent), 4),
+        "consistency": consistency,
+        "consistency_95": consistency_95,
         "without_sentences_of_dev": measure(right, [int(s not in known) for s in hidden_sentences]),
         "stopping_accuracy": round(dev_accuracy, 4),
     }

@@ -7,6 +7,7 @@ A figure whose name ends in `_95`, or an `interval` beside a `share`, is the 95 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from omni.checkpoint import load_model
 from omni.config import RELEASE, read_json
 from omni.data.sources import SOURCES
-from omni.errors import ConfigError
+from omni.errors import ConfigError, OmniError
 from omni.evaluation.text import TEMPERATURE, TOP_P
 
 RESULTS, REPORT = Path(f"results/{RELEASE}.json"), Path("RESULTS.md")
@@ -213,9 +214,12 @@ def forgetting(results: Row) -> str:
     return table(("Measure", "Before", "After", "Allowed", "Kept"), rows) if rows else "Nothing was given to compare with (`--before`)."
 
 
-def card(results: Row, training: list[Row]) -> str:
-    """The model card. `training`: how each step was trained, from the checkpoint."""
+def card(results: Row, about: Row) -> str:
+    """The model card. `about`: what the checkpoint says of its training."""
+    training, lost = about["training"], about["unrecorded"]
     hours = sum(row["seconds"] for row in training) / 3600
+    wrong = find(results, "suites.asr.metrics.kathleen.greedy.wer")
+    hears = f" (of a reader whom it knows it gets {wrong:.0%} of the words wrong)" if wrong is not None else ""
     steps = [(row["step"], shown(row["steps"]), f"{row['seconds'] / 3600:.1f}", _data(row["data"])) for row in training]
     sources = [(s.name, s.about, s.licence, " and ".join(map(str, s.homes))) for s in SOURCES.values()]
     return f"""# {RELEASE}
@@ -226,7 +230,7 @@ A small omni-modal model: text, pictures and speech in; text and speech out. Eve
 ## Intended use
 
 For learning how such models work, and as a baseline that can be trained, changed and measured on a laptop. It answers questions about
-simple drawn scenes, writes down clear English speech, says English sentences in the voices {", ".join(results["voices"])}, and makes small talk about
+simple drawn scenes, writes down clear English speech{hears}, says English sentences in the voices {", ".join(results["voices"])}, and makes small talk about
 the topics of its data.
 
 Not for: photographs, faces, facts, advice, languages other than English, or any decision about a person. It knows a few thousand words, invents
@@ -240,7 +244,8 @@ Everything, with baselines, ceilings and controls, is in RESULTS.md of the proje
 
 ## Training
 
-`muomni train release`, step by step, on two cores of a CPU: {hours:.1f} hours of updates.
+`muomni train release`, step by step, each on one core of a CPU or two: {hours:.1f} hours of updates
+{f"without {', '.join(lost)}, of which no record is left" if lost else "in all"}.
 
 {table(("Step", "Updates", "Hours", "Data"), steps)}
 
@@ -273,8 +278,11 @@ def main() -> None:
     REPORT.write_text(report(results), encoding="utf-8")
     folder = Path(results["checkpoint"])
     if folder.name == RELEASE and folder.is_dir():
-        (folder / "README.md").write_text(card(results, load_model(folder).extra["training"]), encoding="utf-8")
+        (folder / "README.md").write_text(card(results, load_model(folder).extra), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OmniError as error:
+        sys.exit(f"error: {error}")

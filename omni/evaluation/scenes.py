@@ -17,9 +17,10 @@ from omni.data.worlds.questions import Balance, Question, questions
 from omni.data.worlds.scenes import Scene, render
 from omni.errors import DataError
 from omni.evaluation.pocket import SceneQuestion
+from omni.evaluation.sentences import EVALUATION_DATA
 from omni.evaluation.vision import unseen_scenes
 
-CLIPS = Path("evaluation_data/questions")
+CLIPS = EVALUATION_DATA / "questions"
 SCENES = 200
 MAKE_THEM = "make the clips with: muomni data voices --questions --held-out --out evaluation_data"
 

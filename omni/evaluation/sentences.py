@@ -13,19 +13,22 @@ import argparse
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
+from omni.checkpoint import shipped
 from omni.data import release
 from omni.data.split import normalised
-from omni.errors import DataError
+from omni.errors import DataError, OmniError
 from omni.evaluation.metrics import normalise
 
-LIST = Path("evaluation_data/sentences.jsonl")
-RECORDINGS = Path("evaluation_data/recordings")  # READER/ID.opus of sentences that the data folder has no recording of
+EVALUATION_DATA = shipped("evaluation_data")
+LIST = EVALUATION_DATA / "sentences.jsonl"
+RECORDINGS = EVALUATION_DATA / "recordings"  # READER/ID.opus of sentences that the data folder has no recording of
 TEACHER = "heart"
 LENGTHS = {"short": range(3, 16), "long": range(16, 31)}  # words
 QUOTAS = {
@@ -90,6 +93,12 @@ def read_in_training(text: str, data: Path) -> bool:
 def trained_on(text: str, data: Path) -> bool:
     """Whether a stage may have read `text` or heard it."""
     return read_in_training(text, data) or not release.sentence_held_out(data, text)
+
+
+@cache
+def training_words(data: Path) -> frozenset[str]:
+    """Every word of `training_text`."""
+    return frozenset(word.strip("'") for word in training_text(data).split())  # there, quotation marks stick to their words
 
 
 @cache
@@ -217,4 +226,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OmniError as error:
+        sys.exit(f"error: {error}")

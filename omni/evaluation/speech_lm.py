@@ -4,7 +4,7 @@ held-out clips (as the suite `asr` asks of the audio encoder), under the same ju
 Controls: what it said against the text of the next sentence, what it heard against a clip's far from it. Ceilings: the readers' own recordings, and
 what is left of them as its audio tokenizer's codes, as the reference judge hears them.
 
-The groups are those of the suite `tts`. A real-time factor is seconds of work for a second of sound."""
+The groups are those of the suite `tts`. `cut` clauses were not over at the most frames that their text may take. A real-time factor is seconds of work for a second of sound."""
 
 from __future__ import annotations
 
@@ -44,9 +44,13 @@ def evaluate_speaking(model: SpeechLM, voice: str | None, sentences: Sequence[Se
     spoken = model.say_batch([s.text for s in sentences], voice)
     seconds = time.perf_counter() - start
     heard = exam.hear([audible(model, speech.waveform) for speech in spoken])
-    pace = {"items": len(sentences), "real_time_factor": round(seconds / max(sum(speech.duration_s for speech in spoken), 1e-9), 4)}
+    figures = {
+        "items": len(sentences),
+        "cut": sum(speech.cut for speech in spoken),
+        "real_time_factor": round(seconds / max(sum(speech.duration_s for speech in spoken), 1e-9), 4),
+    }
     swapped = exam.scores([*sentences[1:], sentences[0]], heard)
-    return exam.scores(sentences, heard) | pace, {"swapped_text": swapped}
+    return exam.scores(sentences, heard) | figures, {"swapped_text": swapped}
 
 
 def evaluate_hearing(model: SpeechLM, clips: Sequence[Clip], judge: Judge) -> tuple[Row, Row, Row]:

@@ -2,10 +2,11 @@
 
 Beside the Talker, in the same table: what they hear of the recordings of the reader whose voice it is, where there are any, and of what is left
 of these after a log-mel, and after the codec, through each vocoder. Two controls: the Talker without the Thinker's states, and speech against
-the text of the next sentence.
+the text of the next sentence. What is measured on some of the sentences only (without states, Griffin-Lim) stands beside what it is compared with
+on the same ones: `talker_where_zeroed`, `mel_neural_where_griffin_lim`.
 
-The groups are `short` (up to 15 words) and `long` (16 to 30) sentences. `unseen_words` are those that no clip says that a Talker may train on; of
-them and of the others the share is told that was not heard."""
+The groups are `short` (up to 15 words) and `long` (16 to 30) sentences, and those `with_unseen_words`: words that the training text nowhere
+has, be it read or heard. Of these words and of the others the share is told that was heard."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ from omni.errors import DataError
 from omni.evaluation.codec import codes_of, through_codec, through_mel, vocoders
 from omni.evaluation.judge import Judge, find_judges
 from omni.evaluation.metrics import error_rates, normalise, points_over, rounded_ratio, spread, words_heard
-from omni.evaluation.sentences import LENGTHS, LIST, Sentence, check_held_out, load_sentences, spoken_vocabulary
+from omni.evaluation.sentences import LENGTHS, LIST, Sentence, check_held_out, load_sentences, training_words
 from omni.inference.omni import Omni
 from omni.inference.sampling import Sampling
 from omni.inference.speech import Speech
@@ -59,7 +60,7 @@ def states_zeroed(omni: Omni) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Examination:
-    """Who listens, and the words that are no news to a Talker."""
+    """Who listens, and the words of the training text."""
 
     judges: Sequence[Judge]
     known_words: frozenset[str]
@@ -76,26 +77,29 @@ class Examination:
     def scores(self, sentences: Sequence[Sentence], heard: dict[str, list[str]]) -> Row:
         """By group and judge."""
         out: Row = {}
-        for length in LENGTHS:
-            chosen = [i for i, sentence in enumerate(sentences) if sentence.length == length]
+        groups = {length: [i for i, sentence in enumerate(sentences) if sentence.length == length] for length in LENGTHS}
+        groups["with_unseen_words"] = [i for i, s in enumerate(sentences) if not self.known_words.issuperset(normalise(s.text).split())]
+        for group, chosen in groups.items():
             if chosen:
                 texts, ids = [sentences[i].text for i in chosen], [sentences[i].id for i in chosen]
-                out[length] = {"items": len(chosen), "words": sum(sentences[i].words for i in chosen)}
-                out[length] |= {name: asdict(error_rates(texts, [said[i] for i in chosen], ids)) for name, said in heard.items()}
+                out[group] = {"items": len(chosen), "words": sum(sentences[i].words for i in chosen)}
+                out[group] |= {name: asdict(error_rates(texts, [said[i] for i in chosen], ids)) for name, said in heard.items()}
         for name, wanted in (("unseen_words", False), ("seen_words", True)):
-            out[name] = self._missed(sentences, heard, wanted)
+            out[name] = self._heard(sentences, heard, wanted)
         return out
 
-    def _missed(self, sentences: Sequence[Sentence], heard: dict[str, list[str]], known: bool) -> Row:
-        """Of the words that are `known` or not: how many there are, and the share that each judge did not hear."""
+    def _heard(self, sentences: Sequence[Sentence], heard: dict[str, list[str]], known: bool) -> Row:
+        """Of the words that are `known` or not: how many there are, and the share that each judge heard."""
         out: Row = {"words": sum((word in self.known_words) == known for s in sentences for word in normalise(s.text).split())}
         for judge, texts in heard.items():
-            marks = [
-                [found for word, found in words_heard(sentence.text, text) if (word in self.known_words) == known]
-                for sentence, text in zip(sentences, texts, strict=True)
-            ]
-            missed, missed_95 = rounded_ratio([m.count(False) for m in marks], [len(m) for m in marks], [s.id for s in sentences])
-            out[judge] = {"missed": missed, "missed_95": missed_95}
+            marks: dict[str, list[bool]] = {}  # of the sentences that hold such words
+            for sentence, text in zip(sentences, texts, strict=True):
+                for word, found in words_heard(sentence.text, text):
+                    if (word in self.known_words) == known:
+                        marks.setdefault(sentence.id, []).append(found)
+            if marks:
+                share, share_95 = rounded_ratio([sum(m) for m in marks.values()], [len(m) for m in marks.values()], list(marks))
+                out[judge] = {"heard": share, "heard_95": share_95}
         return out
 
     def points_over(self, sentences: Sequence[Sentence], heard: dict[str, list[str]], others: dict[str, list[str]]) -> Row:
@@ -164,10 +168,13 @@ def evaluate_talker(
     }
     few = some(sentences)
     with states_zeroed(omni):
-        unaware = say(omni, few, voice)
+        unaware = exam.reference.hear([speech.waveform for speech in say(omni, few, voice)])
+    aware = {name: [heard[name][sentences.index(s)] for s in few] for name in unaware}
+    metrics["talker_where_zeroed"] = exam.scores(few, aware)
+    metrics["zeroed_over_talker"] = exam.points_over(few, unaware, aware)
     rotated = [*sentences[1:], sentences[0]]
     return metrics, {
-        "states_zeroed": exam.reference.of(few, [speech.waveform for speech in unaware]),
+        "states_zeroed": exam.scores(few, unaware),
         "swapped_text": exam.scores(rotated, heard),
     }
 
@@ -201,18 +208,24 @@ def evaluate_replies(omni: Omni, voice: str, sentences: Sequence[Sentence], exam
 
 
 def evaluate_ceilings(omni: Omni, reader: str, recorded: Sequence[Sentence], data: Path, exam: Examination) -> Row:
-    """Recordings of a reader, and what is left of them after log-mel and codec."""
+    """Recordings of a reader, and what is left of them after log-mel and codec; of another vocoder than the model's own on `some` of them."""
     if not recorded:
         return {}
-    sounds = _waves(omni, recorded, reader, data)
+    sounds, few = _waves(omni, recorded, reader, data), some(recorded)
     waves = {s.id: wave for s, wave in zip(recorded, sounds, strict=True)}
     out: Row = {"recordings": exam.of(recorded, sounds)}
-    for name, vocoder in vocoders(omni).items():
-        chosen = recorded if vocoder is omni.model.vocoder else some(recorded)
-        heard = [waves[s.id] for s in chosen]
-        out[f"mel_{name}"] = exam.reference.of(chosen, [through_mel(omni, wave, vocoder) for wave in heard])
-        made = [through_codec(omni, codes_of(omni, wave), len(wave), vocoder) for wave in heard]
-        out[f"codec_{name}"] = exam.reference.of(chosen, made)
+    available = vocoders(omni)
+    for name, vocoder in available.items():
+        own = vocoder is omni.model.vocoder
+        chosen = recorded if own else few
+        made = {f"mel_{name}": [through_mel(omni, waves[s.id], vocoder) for s in chosen]}
+        made[f"codec_{name}"] = [through_codec(omni, codes_of(omni, waves[s.id]), len(waves[s.id]), vocoder) for s in chosen]
+        for system, rebuilt in made.items():
+            heard = exam.reference.hear(rebuilt)
+            out[system] = exam.scores(chosen, heard)
+            if own and len(available) > 1 and len(few) < len(recorded):
+                same = {judge: [texts[recorded.index(s)] for s in few] for judge, texts in heard.items()}
+                out[f"{system}_where_griffin_lim"] = exam.scores(few, same)
     return out
 
 
@@ -235,7 +248,7 @@ def prepare(data: Path, sentences: Path, limit: int | None, judge: Path | None) 
     if len(chosen) < 2:
         raise DataError(f"{sentences}: two sentences or more are needed to tell whether speech follows its text")
     check_held_out(chosen, data)
-    return chosen, Examination(judges, spoken_vocabulary(data))
+    return chosen, Examination(judges, training_words(data))
 
 
 def tts_suite(omni: Omni, data: Path, *, limit: int | None = None, judge: Path | None = None, sentences: Path = LIST) -> Row:

@@ -20,7 +20,7 @@ from omni.data.release import DRAWINGS, drawing_rows
 from omni.data.worlds.questions import caption
 from omni.data.worlds.scenes import ALL_COMBINATIONS, SEEN_COMBINATIONS, Scene, random_scene, render
 from omni.errors import DataError
-from omni.evaluation.metrics import chance_at, hits_at, ratio_interval, spread
+from omni.evaluation.metrics import chance_at, hits_at, rounded_ratio, spread
 from omni.evaluation.nlvr import evaluate_nlvr
 from omni.evaluation.probes import evaluate_probes
 from omni.image import load_image, to_pixels
@@ -85,9 +85,8 @@ def retrieval(similarity: Tensor, captions: Sequence[str]) -> dict[str, dict[str
     for k in (1, 5):
         for way, scores in (("image_to_text", similarity), ("text_to_image", similarity.T)):
             hits = hits_at(scores, captions, k)
-            low, high = ratio_interval(hits, [1] * len(hits), captions)
-            out["metrics"][f"{way}_r{k}"] = round(sum(hits) / len(hits), 4)
-            out["metrics"][f"{way}_r{k}_95"] = round(low, 4), round(high, 4)
+            name = f"{way}_r{k}"
+            out["metrics"][name], out["metrics"][f"{name}_95"] = rounded_ratio(hits, [1] * len(hits), captions)
         out["baselines"][f"chance_r{k}"] = round(chance_at(captions, k), 4)
     return out
 
@@ -99,9 +98,11 @@ def scene_retrieval(omni: Omni, n: int) -> dict[str, dict[str, Any]]:
     similarity = image_vectors(omni, map(render, scenes)) @ text_vectors(omni, captions).T
     out = retrieval(similarity, captions)
     hits = hits_at(similarity, captions, 1)
-    for name, unseen in (("held_out_combinations", True), ("seen_combinations", False)):
+    for group, unseen in (("held_out_combinations", True), ("seen_combinations", False)):
         chosen = [hit for hit, scene in zip(hits, scenes, strict=True) if scene.is_unseen == unseen]
-        out["metrics"][f"image_to_text_r1_{name}"] = round(sum(chosen) / max(len(chosen), 1), 4)
+        if chosen:  # one scene is of one kind
+            name = f"image_to_text_r1_{group}"
+            out["metrics"][name], out["metrics"][f"{name}_95"] = rounded_ratio(chosen, [1] * len(chosen), range(len(chosen)))
     return out
 
 

@@ -26,7 +26,7 @@ from omni.errors import DataError
 from omni.evaluation.asr import rates, speech_sets
 from omni.evaluation.judge import WHISPER_BASE, Judge, find_judge
 from omni.evaluation.metrics import normalise, rounded_ratio, spread
-from omni.evaluation.pocket import BATCH, SceneQuestion, answers, content, evaluate_scenes, replies, share
+from omni.evaluation.pocket import BATCH, SceneQuestion, answers, content, evaluate_scenes, replies, right_answers, share
 from omni.evaluation.scenes import CLIPS, SCENES, AskedScene, Voices, asked_scenes, question_voices, scene_questions
 from omni.inference.omni import Omni
 
@@ -58,13 +58,15 @@ def evaluate_loop(omni: Omni, asked: list[AskedScene], voices: Voices, judge: Ju
     typed = scenes.scores["typed"]
     others = [*questions[1:], questions[0]]
     other_asked = replies(omni, [content(q.image, audio=other.spoken) for q, other in zip(questions, others, strict=True)])
-    by_voice = {name: _by_voice(omni, scene_questions(asked, voices, name), typed["share"]) for name in voices}
+    by_voice = {name: _by_voice(omni, scene_questions(asked, voices, name), scenes.typed_replies) for name in voices}
+    worst = max(by_voice.values(), key=lambda found: found["points_under_typed"])
     metrics: Row = {
         "heard": heard_answers(omni, questions, scenes.spoken_replies, judge),
         "read": scenes.scores["spoken"],
         "typed": typed,
         "by_voice": by_voice,
-        "most_points_under_typed": max(found["points_under_typed"] for found in by_voice.values()),
+        "most_points_under_typed": worst["points_under_typed"],
+        "most_points_under_typed_95": worst["points_under_typed_95"],
         "later": evaluate_later(omni, asked),
     }
     baselines: Row = {
@@ -74,9 +76,12 @@ def evaluate_loop(omni: Omni, asked: list[AskedScene], voices: Voices, judge: Ju
     return metrics, baselines, {"right_answers_heard": heard_answers(omni, questions, [q.sentence for q in questions], judge)}
 
 
-def _by_voice(omni: Omni, questions: Sequence[SceneQuestion], typed: float) -> Row:
-    found = answers(questions, replies(omni, [content(q.image, audio=q.spoken) for q in questions]))
-    return found | {"points_under_typed": round(100 * (typed - found["share"]), 1)}
+def _by_voice(omni: Omni, questions: Sequence[SceneQuestion], typed: Sequence[str]) -> Row:
+    """`typed`: replies to the same questions typed; points under them are counted scene by scene."""
+    spoken = replies(omni, [content(q.image, audio=q.spoken) for q in questions])
+    pairs = zip(right_answers(questions, typed), right_answers(questions, spoken), strict=True)
+    points, points_95 = rounded_ratio([100 * (a - b) for a, b in pairs], [1] * len(questions), range(len(questions)))
+    return answers(questions, spoken) | {"points_under_typed": points, "points_under_typed_95": points_95}
 
 
 def evaluate_later(omni: Omni, asked: Sequence[AskedScene]) -> Row:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from omni.audio import SILENCE, load_audio
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
 from omni.checkpoint import default_checkpoint, find_checkpoint, load_model
-from omni.config import DEFAULT_CHECKPOINT
+from omni.config import DEFAULT_CHECKPOINT, released
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.image import load_image, to_pixels, video_frames
 from omni.inference.ctc_beam import BeamSearch, ThinkerWords, segments
@@ -72,11 +72,12 @@ class Omni:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None = None, device: str | None = None, vocoder: str | None = None) -> Omni:
-        """Load a model folder, or a training run's best, onto `device` ("auto" or None: a GPU if there is one), in float32. Raises
-        CheckpointError when it is missing, damaged or of another shape, ConfigError for a device that cannot be used. `vocoder`:
-        "neural", "griffin-lim", or None: the neural one if the checkpoint has one; what it is is logged and in `model.vocoder_name`."""
+        """Load a model folder, be it by another name of the released model, or a training run's best, onto `device` ("auto" or None: a GPU if
+        there is one), in float32. Raises CheckpointError when it is missing, damaged or of another shape, ConfigError for a device that cannot
+        be used. `vocoder`: "neural", "griffin-lim", or None: the neural one if the checkpoint has one; what it is is logged and in
+        `model.vocoder_name`."""
         advice = "make one with `make demo-from-nothing` or `muomni train pocket --preset nano`"
-        saved = load_model(find_checkpoint(folder or default_checkpoint(DEFAULT_CHECKPOINT, advice)))
+        saved = load_model(find_checkpoint(released(folder) if folder else default_checkpoint(DEFAULT_CHECKPOINT, advice)))
         model = placed(OmniModel.from_saved(saved, vocoder), device)
         parameters, where = sum(p.numel() for p in model.parameters()), model.log_mel.window.device
         log.info("loaded %s: %s, %s parameters, on %s", saved.folder, ", ".join(model.components), f"{parameters:,}", where)
@@ -188,11 +189,7 @@ class Omni:
         if speak:
             self.speaker.voice_id(voice)
         reply = self.chat_batch([messages], sampling, strict=strict)[0]
-        if not speak:
-            return reply
-        if not reply.text.strip():
-            return replace(reply, notices=[*reply.notices, "the reply is empty: there is nothing to say"])
-        return replace(reply, speech=self.say(reply.text, voice, sampling=sampling))
+        return self.say_reply(reply, voice, sampling=sampling) if speak else reply
 
     def chat_batch(self, conversations: Sequence[Sequence[Message]], sampling: Sampling = GREEDY, *, strict: bool = False) -> list[Reply]:
         """Answer several conversations together; each as it would be answered alone."""
@@ -322,8 +319,15 @@ class Omni:
     # --- speaking
 
     def say(self, text: str, voice: str | None = None, *, sampling: Sampling = GREEDY) -> Speech:
-        """A text as speech, however long. Raises DataError for an empty text, ConfigError for a voice that the model does not have."""
+        """A text as speech, however long. Raises DataError for a text without words, ConfigError for a voice that the model does not have."""
         return self.say_batch([text], voice, sampling=sampling)[0]
+
+    def say_reply(self, reply: Reply, voice: str | None = None, *, sampling: Sampling = GREEDY) -> Reply:
+        """A reply with its speech, or with a notice if it has no words. Raises ConfigError for a voice that the model does not have."""
+        try:
+            return replace(reply, speech=self.say(reply.text, voice, sampling=sampling))
+        except DataError as error:
+            return replace(reply, notices=[*reply.notices, f"the reply is not spoken: {error}"])
 
     def say_batch(
         self, texts: Sequence[str], voice: str | Sequence[str | None] | None = None, *, sampling: Sampling = GREEDY

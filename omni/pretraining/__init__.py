@@ -71,9 +71,10 @@ class MultimodalPretrainingTrainer:
         config, rate = self.config, data.audio_tokenizer.sample_rate_hz
         if rate != config.audio_sample_rate:
             raise ConfigError(f"audio_sample_rate {config.audio_sample_rate}: the audio tokenizer works at {rate} Hz; set it to that")
-        if data.max_audio_duration > config.max_audio_duration:
+        if data.max_audio_duration != config.max_audio_duration:
             raise ConfigError(
-                f"max_audio_duration {config.max_audio_duration:g}: the data set has clips of up to {data.max_audio_duration:g} s; make them equal"
+                f"max_audio_duration {config.max_audio_duration:g}: the data set has clips of up to {data.max_audio_duration:g} s; "
+                "give it max_audio_duration=config.max_audio_duration"
             )
 
     def run(self, data: MultimodalDataset) -> RunConfig:

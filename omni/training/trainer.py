@@ -47,11 +47,12 @@ class Event:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. `best` is the best value of the stage's metric (None without validation data), `metrics` the last scores,
-    `seconds` the time spent in updates over all its processes' lives, `peak_memory_bytes` this process's peak."""
+    """How a run ended. `best` is the best value of the stage's metric (None without validation data). The weights that are kept are those after
+    update `kept_step`, which had it, and `metrics` their scores. `seconds` the time spent in updates over all its processes' lives, `peak_memory_bytes` this process's peak."""
 
     steps: int
     best: float | None
+    kept_step: int
     metrics: dict[str, float]
     seconds: float
     tokens_per_s: float
@@ -67,6 +68,7 @@ class Progress:
     position: int = 0
     best: float | None = None
     best_step: int | None = None
+    best_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -318,7 +320,7 @@ class Trainer(Generic[B]):
         value = float(distributed.broadcast_(torch.tensor(metrics[self.stage.best_metric], dtype=torch.float64)))
         is_best = math.isfinite(value) and (progress.best is None or self.stage.is_better(value, progress.best))
         if is_best:
-            progress.best, progress.best_step = value, progress.step
+            progress.best, progress.best_step, progress.best_metrics = value, progress.step, metrics
         with self.parallel.gathered():
             if distributed.is_main():
                 if is_best:
@@ -357,8 +359,9 @@ class Trainer(Generic[B]):
             f"done: {progress.step} steps, {per_second:,.0f} {self.stage.unit}/s, peak memory {memory.readable(peak)}, "
             f"{self.guard.skipped} updates skipped; model in {self.run_dir}"
         )
-        result = TrainResult(progress.step, progress.best, progress.metrics, progress.seconds, per_second, peak, self.run_dir)
-        self.on_event(Event("end", progress.step, {"best": progress.best} | progress.metrics))
+        kept, metrics = progress.best_step or progress.step, progress.best_metrics or progress.metrics
+        result = TrainResult(progress.step, progress.best, kept, metrics, progress.seconds, per_second, peak, self.run_dir)
+        self.on_event(Event("end", progress.step, {"best": progress.best} | metrics))
         return result
 
     # --- checkpoints

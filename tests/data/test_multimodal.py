@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from omni.audio import save_audio
-from omni.config import SpeechLMConfig
+from omni.config import MultimodalPretrainingConfig, SpeechLMConfig
 from omni.data.collate import IGNORE
 from omni.data.multimodal import MultimodalDataset
 from omni.errors import ConfigError, DataError
+from omni.pretraining import MultimodalPretrainingTrainer
 
 SIDE_BY_SIDE = SpeechLMConfig(lead_frames=1, lag_frames=1, voices=("ada", "ben"))
 
@@ -83,6 +84,35 @@ def test_manifests_and_lists_of_files_are_the_same(rows, letters, beeps, beeped,
     data = MultimodalDataset(str(tmp_path / "rows.jsonl"), letters, beeps, lambda path: paths.append(path) or beeped("hi"))
     assert data[1].ids == MultimodalDataset([{"audio": beeped("hi"), "text": "bad cab"}], letters, beeps)[1].ids
     assert paths == [tmp_path / "a.wav"]
+
+
+def test_files_that_are_too_long_are_left_out_though_no_row_says_so(letters, beeps, tmp_path: Path, caplog) -> None:
+    for seconds in (9, 11):
+        save_audio(tmp_path / f"{seconds}.wav", np.zeros(seconds * 100, np.float32), 100)
+    (tmp_path / "no.wav").write_text("no sound")
+    rows = [{"audio": name, "text": "hi"} for name in ("9.wav", "11.wav", "no.wav")]
+    rows.append({"audio": "9.wav", "text": "hi", "duration_s": 12.0})  # what a row says goes first
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embedded = [{"audio": {"bytes": (tmp_path / "11.wav").read_bytes(), "path": None}, "text": "hi"}]
+    listed = [row | {"audio": str(tmp_path / row["audio"])} for row in rows]
+    for data, n_long, n in ((str(tmp_path / "rows.jsonl"), 1, 3), (listed, 2, 4), (listed + embedded, 3, 5)):
+        caplog.clear()
+        with caplog.at_level("WARNING", "omni"):
+            found = MultimodalDataset(data, letters, beeps)
+        assert f"{n_long} of {n} clips are longer than max_audio_duration 10: left out" in caplog.text
+        assert len(found) == 4 and found[0].speaks and not found[1].speaks
+        with pytest.raises(DataError, match="not a readable audio file"):  # is not passed over
+            found[2]
+    assert len(MultimodalDataset(listed[:3], letters, beeps, max_audio_duration=11.0)) == 6
+    with pytest.raises(DataError, match="1 of 1 clips are longer than max_audio_duration 10: none is left"):
+        MultimodalDataset(listed[1:2], letters, beeps)
+
+
+@pytest.mark.parametrize("limit_s", [5.0, 20.0])
+def test_the_configurations_limit_is_the_data_sets(rows, letters, beeps, limit_s: float) -> None:
+    config = MultimodalPretrainingConfig(audio_sample_rate=100, max_audio_duration=limit_s)
+    with pytest.raises(ConfigError, match=f"max_audio_duration {limit_s:g}: the data set has clips of up to 10 s; give it"):
+        MultimodalPretrainingTrainer(config).train(MultimodalDataset(rows, letters, beeps))
 
 
 def test_clips_of_other_speakers_are_heard_only(rows, letters, beeps) -> None:

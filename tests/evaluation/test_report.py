@@ -91,8 +91,11 @@ def test_what_got_worse_by_more_than_allowed_is_said() -> None:
 
 def test_the_card_tells_training_data_and_licences() -> None:
     training = [{"step": "text", "steps": 3600, "seconds": 5400, "metrics": {}, "data": {"rows": 9, "hours": 1.5, "kinds": {"chat": 3}}}]
-    text = card(results(), training)
-    assert "| text | 3,600 | 1.5 | 9 rows, 1.5 hours |" in text and "1.5 hours of updates" in text
+    text = card(results(), {"training": training, "unrecorded": []})
+    assert "| text | 3,600 | 1.5 | 9 rows, 1.5 hours |" in text and "1.5 hours of updates\nin all." in text
+    assert "without sft, of which no record is left" in card(results(), {"training": training, "unrecorded": ["sft"]})
+    heard = {"suites": {"asr": {"metrics": {"kathleen": {"greedy": {"wer": 0.316}}}}}}
+    assert "it gets 32% of the words wrong" in card(results() | heard, {"training": training, "unrecorded": []})
     assert "CC BY-SA 4.0" in text and "heart, kathleen" in text and "Not for: photographs" in text
 
 
@@ -122,11 +125,11 @@ def test_eval_all_writes_results_from_which_the_report_is_made(elsewhere, speake
     written = json.loads((elsewhere / "results/omni-tiny.json").read_text())
     assert written == json.loads(capsys.readouterr().out)
     assert set(written["suites"]) == {"text", "asr", "vision", "codec", "tts", "omni"} and written["suites"]["tts"]["items"] == 99
-    save_model(elsewhere / "checkpoints/omni-tiny", {}, speaker.model.config, [], None, extra={"training": []})
+    save_model(elsewhere / "checkpoints/omni-tiny", {}, speaker.model.config, [], None, extra={"training": [], "unrecorded": []})
     monkeypatch.setattr("sys.argv", ["report"])
     reporting.main()
     assert (elsewhere / "RESULTS.md").read_text() == report(written)
-    assert (elsewhere / "checkpoints/omni-tiny/README.md").read_text() == card(written, [])
+    assert (elsewhere / "checkpoints/omni-tiny/README.md").read_text() == card(written, {"training": [], "unrecorded": []})
 
 
 def test_fast_is_for_a_look_and_overwrites_no_results(elsewhere, capsys) -> None:

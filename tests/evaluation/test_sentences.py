@@ -20,6 +20,7 @@ from omni.evaluation.sentences import (
     plain,
     spoken_vocabulary,
     trained_on,
+    training_words,
     write_list,
 )
 
@@ -111,6 +112,15 @@ def test_known_words_are_those_of_clips_for_training(data):
     known = spoken_vocabulary(data)
     assert {"table", "warm", "tea", "said"} <= known
     assert not known & {"stairs", "dev"}
+
+
+def test_a_word_that_is_read_in_training_is_seen_though_no_clip_says_it(data):
+    novel = data / "text/novels/Doyle_Lost_1912.txt"
+    novel.write_text(novel.read_text() + "\n\nIn 1912 Sir Bors cried, 'Contradictious knaves I’d rather not meet.'")
+    words = training_words(data)
+    assert {"contradictious", "bors", "i'd", "warm", "tea"} <= words
+    assert not {"bors", "contradictious"} & spoken_vocabulary(data)  # no synthesizer is given that
+    assert not words & {"stairs", "dev"}
 
 
 @pytest.mark.parametrize(

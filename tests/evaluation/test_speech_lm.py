@@ -45,7 +45,7 @@ def suite(lm, sounds, tmp_path, monkeypatch, told_judge) -> Any:
     clips = [Clip(path, text, text) for path, text in zip(sounds, TEXTS, strict=True)]
     monkeypatch.setattr(tts, "find_judges", lambda environment: [told_judge([t.lower() for t in TEXTS])])
     monkeypatch.setattr(tts, "check_held_out", lambda sentences, data: None)
-    monkeypatch.setattr(tts, "spoken_vocabulary", lambda data: frozenset(["a", "cat"]))
+    monkeypatch.setattr(tts, "training_words", lambda data: frozenset(["a", "cat"]))
     monkeypatch.setattr(suite_module, "speech_sets", lambda data: {"kathleen": clips, "lj": clips})
     return lambda **settings: json.loads(json.dumps(speech_lm_suite(lm, tmp_path, sentences=tmp_path / "list.jsonl", **settings)))
 
@@ -61,6 +61,14 @@ def test_both_ways_are_measured_beside_controls_and_ceilings(suite, lm) -> None:
     assert metrics["hearing"]["kathleen"]["wer"] > 0.8 and metrics["hearing"]["kathleen"]["items"] == 3
     assert set(baselines["hearing"]["kathleen"]["shuffled_audio"]) == {"wer", "wer_95", "cer", "cer_95"}
     assert ceilings["hearing"]["kathleen"]["recordings"]["wer"] == ceilings["hearing"]["kathleen"]["codes"]["wer"] == 0.0
+
+
+def test_clauses_that_do_not_end_are_counted(suite, lm) -> None:
+    at, logit = torch.tensor([lm.model.vocabulary.audio_end]), 1e4
+    lm.model.lm_head.register_forward_hook(lambda _, inputs, logits: logits.index_fill(-1, at, logit))
+    assert suite()["metrics"]["speaking"]["heart"]["cut"] == 0
+    logit = -1e4
+    assert suite()["metrics"]["speaking"]["heart"]["cut"] == 3
 
 
 def test_what_is_heard_is_compared_with_its_own_text_and_with_anothers(lm, sounds, told_judge, monkeypatch) -> None:
@@ -102,7 +110,8 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         arguments += [f"--{name}", str(tmp_path / f"{name}.json")]
-    for step, steps in (("talker", 6000), ("talker-tuned", 1000)):
+    thinker = [(name, 100) for name in ("text", "chat", "sft", "sft-hearing", "sft-remembering")]
+    for step, steps in (("talker", 6000), ("talker-tuned", 1000), *thinker):
         (tmp_path / step).mkdir()
         (tmp_path / step / "result.json").write_text(json.dumps({"steps": steps, "seconds": 7200, "data": {"hours": 4.25}}))
     (tmp_path / "page.md").write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n")
@@ -112,6 +121,12 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
     assert page.startswith("before\n") and page.endswith("behind\n") and "old" not in page
     assert "| heart | μOmni | 3 | 0.0 (0.0–0.0)" in page and "| kathleen | μOmni, greedy | 3 |" in page and "beam" not in page
     assert re.search(r"Talker: says \| [\d,]+ \| 4.2 \| 7,000 \| 4.0 \|", page)
+    assert re.search(r"Talker's \(without sft-seeing, whose record is lost\) \| [\d,]+ \| 4.2 \| 500 \| 10.0 \|", page)
+    assert re.search(r"audio encoder: hears \| [\d,]+ \|  \|  \|  \|", page)  # none of its steps has been
+    assert "| says as heart, short | at most 50 | 0.0 | yes |" in page
+    assert re.search(r"\| says as heart, short \| over 90 with another's \| [\d.]+ \| (yes|\*\*no\*\*) \|", page)
+    assert f"| hears kathleen | at most 50 | {100 * rates['wer']:.1f} | **no** |" in page
+    assert f"may take: {spoken['cut']} as heart, " in page
     assert f"| {result['metrics']['parameters']:,} |" in page
     assert "AdamW alone ends its 600 updates at a validation loss of 2.500, which Muon has after 100" in page
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def suite(speaker, sentences, tmp_path, monkeypatch, told_judge):
     write_list(sentences, tmp_path / "list.jsonl")
     monkeypatch.setattr(tts, "find_judges", lambda environment: [told_judge([t.lower() for t in TEXTS])])
     monkeypatch.setattr(tts, "check_held_out", lambda sentences, data: None)
-    monkeypatch.setattr(tts, "spoken_vocabulary", lambda data: KNOWN)
+    monkeypatch.setattr(tts, "training_words", lambda data: KNOWN)
     return lambda **settings: json.loads(json.dumps(tts_suite(speaker, tmp_path, sentences=tmp_path / "list.jsonl", **settings)))
 
 
@@ -51,8 +52,12 @@ def test_every_voice_is_measured_beside_its_ceilings_and_controls(suite):
         "words": 15,
         "whisper-base": {"wer": 0.0, "wer_95": [0.0, 0.0], "cer": 0.0, "cer_95": [0.0, 0.0]},
     }
-    assert kathleen["talker"]["unseen_words"]["words"] == 3  # stairs, stood, quietly
+    assert kathleen["talker"]["unseen_words"] == {
+        "words": 3,
+        "whisper-base": {"heard": 1.0, "heard_95": [1.0, 1.0]},
+    }  # stairs, stood, quietly
     assert kathleen["talker"]["seen_words"]["words"] == 12
+    assert kathleen["talker"]["with_unseen_words"]["items"] == 2 and kathleen["talker"]["with_unseen_words"]["words"] == 11
     assert kathleen["talker_where_recorded"]["short"]["items"] == 2
     assert kathleen["repeated"] == {"items": 3, "same": 3, "identical": True}
     assert kathleen["over_recordings"] == {"short": {"items": 2, "whisper-base": {"points": 0.0, "points_95": [0.0, 0.0]}}}
@@ -91,9 +96,53 @@ def test_points_over_other_sounds_are_counted_sentence_by_sentence(sentences):
 def test_words_that_were_not_heard_are_counted_by_whether_they_are_known(sentences, told_judge):
     exam = Examination([told_judge(["a cat sat on the", "the mould house stood quietly", "it looked at them"])], KNOWN)
     found = exam.of(sentences, [np.zeros(1, np.float32)] * 3)
-    assert found["unseen_words"]["whisper-base"]["missed"] == round(1 / 3, 4)
-    assert found["seen_words"]["whisper-base"]["missed"] == round(1 / 12, 4)
+    assert found["unseen_words"]["whisper-base"] == {"heard": round(2 / 3, 4), "heard_95": (0.0, 1.0)}
+    assert found["seen_words"]["whisper-base"]["heard"] == round(11 / 12, 4)
     assert found["short"]["whisper-base"]["wer"] == round(2 / 15, 4)
+    assert found["with_unseen_words"]["whisper-base"]["wer"] == round(2 / 11, 4)  # of the first two sentences
+
+
+def test_without_unseen_words_there_is_no_figure_of_them(sentences, told_judge):
+    found = Examination([told_judge(TEXTS)], KNOWN).of(sentences[2:], [np.zeros(1, np.float32)])
+    assert "with_unseen_words" not in found and found["unseen_words"] == {"words": 0}
+
+
+def test_what_is_measured_on_some_sentences_is_compared_on_these(suite, speaker, sentences, tmp_path, monkeypatch, told_judge):
+    monkeypatch.setattr(tts, "CONTROLS", 1)
+    result = suite()
+    kathleen, ceilings = result["metrics"]["kathleen"], result["ceilings"]["kathleen"]
+    zeroed = result["baselines"]["kathleen"]["states_zeroed"]
+    assert kathleen["talker"]["short"]["items"] == 3
+    assert zeroed["short"]["items"] == kathleen["talker_where_zeroed"]["short"]["items"] == 1
+    assert zeroed["short"]["words"] == kathleen["talker_where_zeroed"]["short"]["words"]
+    assert kathleen["zeroed_over_talker"]["short"]["items"] == 1
+    for system in ("mel", "codec"):
+        same = ceilings[f"{system}_griffin_lim"]["short"], ceilings[f"{system}_neural_where_griffin_lim"]["short"]
+        assert [row["items"] for row in same] == [1, 1] and same[0]["words"] == same[1]["words"]
+        assert ceilings[f"{system}_neural"]["short"]["items"] == 2
+    exam = Examination([told_judge([TEXTS[0], "nothing"])], KNOWN)  # hears the first sentence only, which is the one of the few
+    found = evaluate_ceilings(speaker, "kathleen", sentences[:2], tmp_path, exam)
+    assert (
+        found["mel_neural"]["short"]["whisper-base"]["wer"] > found["mel_neural_where_griffin_lim"]["short"]["whisper-base"]["wer"] == 0.0
+    )
+
+
+def test_griffin_lim_alone_is_compared_with_nothing(make_speaker, sentences, tmp_path, monkeypatch, told_judge):
+    monkeypatch.setattr(tts, "CONTROLS", 1)
+    exam = Examination([told_judge(TEXTS)], KNOWN)
+    found = evaluate_ceilings(make_speaker("thinker", "talker", "codec"), "kathleen", sentences[:2], tmp_path, exam)
+    assert {name: row["short"]["items"] for name, row in found.items()} == {"recordings": 2, "mel_griffin_lim": 2, "codec_griffin_lim": 2}
+
+
+def test_points_of_the_control_are_over_the_talker_on_the_same_sentences(speaker, sentences, tmp_path, monkeypatch):
+    monkeypatch.setattr(tts, "some", lambda sentences: [sentences[2], sentences[0]])
+    monkeypatch.setattr(tts, "repeated", lambda *_: {})
+    heard = iter([[TEXTS[0], "nothing", TEXTS[2]], [TEXTS[2], "a cat sat on"]])  # of the Talker, and without states of the few
+    judge = SimpleNamespace(name="whisper-base", hear=lambda sounds: next(heard))
+    metrics, controls = tts.evaluate_talker(speaker, "joe", sentences, [], tmp_path, Examination([judge], KNOWN))
+    assert metrics["talker_where_zeroed"]["short"]["whisper-base"]["wer"] == 0.0
+    assert metrics["zeroed_over_talker"]["short"]["whisper-base"]["points"] == 20.0  # two of ten words
+    assert controls["states_zeroed"]["short"]["whisper-base"]["wer"] == 0.2
 
 
 @torch.inference_mode()
@@ -194,7 +243,14 @@ def test_the_page_about_speech_has_every_figure_whoever_heard_it(suite, speaker,
     judges = [told_judge([t.lower() for t in TEXTS]), told_judge([t.lower() for t in TEXTS])]
     judges[1].name = "whisper-tiny.en"  # hears some of it only
     monkeypatch.setattr(tts, "find_judges", lambda environment: judges)
-    page = "\n".join(speech_report.tts_tables(suite()))
+    result = suite()
+    page = "\n".join(speech_report.tts_tables(result))
+    assert (
+        "On 3 short sentences said without the Thinker's states, points of WER over the Talker with them: 0.0 (0.0–0.0) (whisper-base)"
+        in page
+    )
+    talker = next(line for line in page.splitlines() if line.startswith("| talker | 3 |"))
+    assert talker.endswith("| 2 (11 words) | 0.0 (0.0–0.0) | 3 | 100.0 (100.0–100.0) |")
     assert page.count("Voice `kathleen`, heard by") == 2 and "| states zeroed |" in page and "| mel neural |" in page
     assert "On 2 short sentences that its reader has recorded, points of WER over the recordings: 0.0 (0.0–0.0) (whisper-base), 0.0" in page
     monkeypatch.setattr(codec, "speech_sets", lambda data: {reader: [Clip(sounds[0], TEXTS[0], TEXTS[0])] for reader in ("kathleen", "lj")})

@@ -99,6 +99,20 @@ def test_unseen_scenes_have_distinct_captions_and_half_hold_unseen_combinations(
     assert unseen_scenes(40) == scenes[:40]
 
 
+def test_hits_by_combination_have_an_interval_over_their_scenes(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes, numbers = unseen_scenes(40), torch.eye(40)
+    missed = torch.tensor([not scene.is_unseen for scene in scenes]) & (torch.arange(40) < 20)  # half of those with seen combinations
+    monkeypatch.setattr(vision, "image_vectors", lambda omni, pictures: torch.where(missed[:, None], numbers.roll(1, 0), numbers))
+    monkeypatch.setattr(vision, "text_vectors", lambda omni, captions: numbers)
+    found = vision.scene_retrieval(omni, 40)["metrics"]
+    assert found["image_to_text_r1_held_out_combinations"] == 1.0 and found["image_to_text_r1_held_out_combinations_95"] == (1.0, 1.0)
+    low, high = found["image_to_text_r1_seen_combinations_95"]
+    assert low < found["image_to_text_r1_seen_combinations"] == 0.5 < high
+    monkeypatch.setattr(vision, "image_vectors", lambda omni, pictures: numbers[:1])
+    monkeypatch.setattr(vision, "text_vectors", lambda omni, captions: numbers[:1])
+    assert not any("_seen_combinations" in name for name in vision.scene_retrieval(omni, 1)["metrics"])
+
+
 def test_vectors_do_not_depend_on_their_batch(omni: Omni, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = unseen_scenes(5)
     texts, pictures = [caption(s) for s in scenes], [vision.render(s) for s in scenes]
@@ -202,8 +216,11 @@ def test_the_suite_reports_everything_beside_its_baselines(omni: Omni, data: Pat
     assert set(result["metrics"]) == set(result["baselines"]) == names
     assert set(result["metrics"]["probes"]) == {"items", "training_scenes", *PROBES}
     assert result["metrics"]["nlvr"]["items"] == 16
-    low, high = result["metrics"]["nlvr"]["accuracy_95"]
-    assert low <= result["metrics"]["nlvr"]["accuracy"] <= high
+    scenes, statements = result["metrics"]["scenes"], result["metrics"]["nlvr"]
+    groups = ("", "_held_out_combinations", "_seen_combinations")
+    for figures, name in ((statements, "accuracy"), (statements, "consistency"), *((scenes, f"image_to_text_r1{g}") for g in groups)):
+        low, high = figures[f"{name}_95"]
+        assert 0 <= low <= figures[name] <= high <= 1
     assert result["items"] == sum(m["items"] for m in result["metrics"].values())
     json.dumps(result)
 

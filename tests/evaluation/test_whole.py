@@ -150,6 +150,31 @@ def test_who_does_not_look_or_listen_is_found_out(suite) -> None:
     assert min(found["points_under_typed"] for found in deaf["by_voice"].values()) > 30 and deaf["most_points_under_typed"] > 30
 
 
+def test_points_under_typed_are_counted_scene_by_scene_with_the_interval_of_the_worst_voice(suite) -> None:
+    class DeafToEmma(Perfect):
+        """Of what emma asks it understands some."""
+
+        def answer(self, text: str | None, audio: Any, picture: Any) -> str:
+            lost = isinstance(audio, Path) and audio.stem.startswith("emma") and len(audio.stem) % 2
+            return "I do not know." if lost else super().answer(text, audio, picture)
+
+    metrics = suite(DeafToEmma())["metrics"]
+    ked, emma = metrics["by_voice"]["ked"], metrics["by_voice"]["emma"]
+    n_lost = sum(len(f"emma-{one.first.question}") % 2 for one in asked_scenes(N))
+    assert 0 < n_lost < N
+    assert (ked["points_under_typed"], ked["points_under_typed_95"]) == (0.0, [0.0, 0.0])
+    assert emma["points_under_typed"] == round(100 * n_lost / N, 4)
+    low, high = emma["points_under_typed_95"]
+    assert 0 < low < emma["points_under_typed"] < high
+    assert metrics["most_points_under_typed"] == emma["points_under_typed"]
+    assert metrics["most_points_under_typed_95"] == emma["points_under_typed_95"]
+
+
+def test_what_voice_and_typing_get_wrong_alike_is_no_difference(suite) -> None:
+    blind = suite(Blind())["metrics"]
+    assert blind["typed"]["share"] < 0.7 and blind["most_points_under_typed_95"] == [0.0, 0.0]
+
+
 def test_an_empty_reply_is_wrong_and_nothing_is_said(suite) -> None:
     class Silent(Perfect):
         def answer(self, text: str | None, audio: Any, picture: Any) -> str:

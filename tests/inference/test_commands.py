@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from omni.cli.app import main
 from omni.errors import DataError
 from omni.evaluation.scenes import asked_scenes
 from omni.evaluation.speed import of_length
+from omni.inference.engine import TextEvent
+from omni.inference.omni import Omni, Reply
 from omni.inference.sampling import Sampling
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -82,6 +87,41 @@ def test_ask_a_manifest_is_asking_one_by_one(run, media, tmp_path):
     ]
     assert [(r["id"], r["text"]) for r in rows(out)] == [(q["id"], rows(a)[0]["text"]) for q, a in zip(questions, alone, strict=True)]
     assert all(soundfile.info(r["file"]).frames % 1280 == 0 for r in rows(out) if "file" in r)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Puts words into the model's mouth, in turn."""
+
+    def say(*texts: str) -> None:
+        remaining = iter(texts)
+        monkeypatch.setattr(Omni, "answer", lambda self, prompts, sampling: [Reply(next(remaining), []) for _ in prompts])
+
+    return say
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_a_row_answered_without_words_is_printed_and_the_others_are_spoken(run, answers, tmp_path, batch_size):
+    answers("Yes.", "...", "No.")
+    write_rows(tmp_path / "m.jsonl", *({"id": i, "text": "Well?"} for i in "abc"))
+    code, out, err = run("ask", "--manifest", tmp_path / "m.jsonl", "--out-dir", tmp_path / "d", "--batch-size", batch_size)
+    assert code == 0
+    files = {i: str(tmp_path / "d" / f"{i}.wav") for i in "ac"}
+    assert rows(out) == [
+        {"id": "a", "text": "Yes.", "file": files["a"]},
+        {"id": "b", "text": "..."},
+        {"id": "c", "text": "No.", "file": files["c"]},
+    ]
+    assert "notice: b: the reply is not spoken: there is nothing to say" in err
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["a.wav", "c.wav"]
+
+
+def test_a_reply_without_words_is_printed_before_the_file_is_missed(run, answers, tmp_path):
+    answers("...")
+    code, out, err = run("ask", "--text", "Well?", "--audio-out", tmp_path / "a.wav")
+    assert (code, out) == (1, "...\n")
+    assert "notice: the reply is not spoken" in err
+    assert error_line(err).endswith("a.wav: not written, because the reply has no words to say")
 
 
 def test_a_bad_row_fails_alone_and_in_the_exit_code(run, media):
@@ -274,6 +314,15 @@ def test_chat_speaks(chat, tmp_path):
     assert (tmp_path / "last.wav").read_bytes() == (tmp_path / "spoken" / "002.wav").read_bytes()
 
 
+def test_chat_says_that_a_reply_has_no_words_to_speak(chat, tmp_path, monkeypatch):
+    events = [TextEvent("...", None), TextEvent("", "end")]
+    monkeypatch.setattr(Omni, "chat_stream", lambda *_, **__: ([], iter(events)))
+    code, out, err = chat("Hello", options=("--audio-out", tmp_path / "spoken"))
+    assert (code, out) == (0, "...\n")
+    assert "notice: the reply is not spoken" in err and "error" not in err
+    assert list((tmp_path / "spoken").iterdir()) == []
+
+
 def test_chat_goes_on_after_mistakes(chat):
     code, out, err = chat("/image nowhere.png", "/voice eve", "/save", "/save a.wav", "/what", "", "word " * 500, "Hello")
     assert code == 0
@@ -347,6 +396,12 @@ def test_infer_chat_takes_the_documents_flags(checkpoint, omni, media, tmp_path,
     assert capsys.readouterr().out == omni.ask("Hello").text + "\n"
 
 
+def test_infer_chat_speaks_only_the_answer_to_a_question(checkpoint, tmp_path, capsys):
+    assert main(["infer-chat", "--ckpt_dir", str(checkpoint), "--audio_out", str(tmp_path / "a.wav")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and error_line(err).startswith("error: --audio_out needs a question")
+
+
 def test_rows_that_fail_together_are_tried_alone():
     def work(batch):
         if any(row["id"] == "bad" for row in batch):
@@ -388,3 +443,24 @@ def test_the_demo_answers_a_spoken_question_about_a_picture_aloud(checkpoint, me
     assert main(["demo", "--ckpt", str(checkpoint), "--seed", "3"]) == 1
     assert main(["demo", "--ckpt", str(checkpoint), "--out", str(checkpoint / "config.json")]) == 1
     assert "leave out --ckpt" in capsys.readouterr().err
+
+
+def test_the_demo_shows_an_answer_without_words(checkpoint, media, tmp_path, monkeypatch, capsys, answers):
+    answers("?")
+    voices = {"ked": {asked_scenes(1)[0].first.question: media / "short.wav"}}
+    monkeypatch.setattr("omni.evaluation.scenes.question_voices", lambda: voices)
+    assert main(["demo", "--ckpt", str(checkpoint), "--out", str(tmp_path / "demo"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert rows(out)[0]["text"] == "?" and "file" not in rows(out)[0]
+    assert "answered        ?" in err and "notice: the reply is not spoken" in err
+
+
+def test_the_demos_clips_are_the_repositorys_wherever_one_is(tmp_path):
+    """In a process of its own: the folder is chosen once."""
+    code = (
+        "from omni.evaluation import asr, scenes, sentences\n"
+        "assert scenes.question_voices() and sentences.load_sentences() and asr.voice_sets(asr.VOICES)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

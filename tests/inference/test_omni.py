@@ -12,7 +12,7 @@ from PIL import Image
 
 from omni.checkpoint import save_model
 from omni.errors import CheckpointError, ConfigError, DataError
-from omni.inference.omni import DESCRIBE, GREEDY, TRANSCRIBE, Omni
+from omni.inference.omni import DESCRIBE, GREEDY, TRANSCRIBE, Omni, Reply
 from omni.inference.sampling import Sampling
 from omni.tokenizer import BPETokenizer
 
@@ -123,7 +123,15 @@ def test_an_empty_reply_is_not_spoken(omni, monkeypatch):
     monkeypatch.setattr("omni.inference.engine.sample", lambda *_: omni.tokenizer.end_id)
     reply = omni.ask("Hello", speak=True)
     assert (reply.text, reply.speech, reply.stopped) == ("", None, "end")
-    assert "empty" in reply.notices[0]
+    assert "nothing to say" in reply.notices[0]
+
+
+@pytest.mark.parametrize("text", ["...", "?", "-", "\u0301"])
+def test_a_reply_without_words_is_kept_and_not_spoken(own_omni, monkeypatch, text):
+    monkeypatch.setattr(own_omni, "answer", lambda prompts, sampling: [Reply(text, ["short"]) for _ in prompts])
+    reply = own_omni.ask("Hello", speak=True)
+    assert (reply.text, reply.speech) == (text, None)
+    assert reply.notices == ["short", "the reply is not spoken: there is nothing to say: the text has no words"]
 
 
 def write_video(path, seconds: int) -> None:

@@ -1,6 +1,7 @@
 """Speech: exact durations, batched == single, streamed == whole, and an end that the text decides."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import strategies as st
 
 from omni.chat import render_reply
 from omni.errors import ConfigError, DataError
-from omni.inference.omni import GREEDY
+from omni.inference.omni import GREEDY, Omni
 from omni.inference.sampling import Sampling
 from omni.inference.speech import BATCH, SHORTEST_CLAUSE, clauses
 
+ROOT = Path(__file__).parents[2]
 FREE = Sampling(temperature=1.0)
 TEXTS = ["Hello!", "The circle is red.", "There are two small stars and one thing", "Yes."]
 LONG = "There are two small stars, and one big square. The circle is red; what colour is the big blue thing? Yes."
@@ -70,6 +72,15 @@ def test_streamed_is_whole(omni):
     assert len(parts) >= 1
     assert torch.equal(torch.cat([p.codes for p in parts]), whole.codes)
     np.testing.assert_allclose(np.concatenate([p.waveform for p in parts]), whole.waveform, atol=1e-3)  # an untrained codec is loud
+
+
+def test_the_released_model_streams_what_it_says():
+    omni = Omni.from_pretrained(ROOT / "checkpoints/omni-tiny", "cpu")
+    for voice in omni.voices:
+        parts = list(omni.say_stream("The old house stood quietly at the edge of town.", voice))
+        whole = omni.say("The old house stood quietly at the edge of town.", voice)
+        assert len(parts) > 2
+        np.testing.assert_allclose(np.concatenate([p.waveform for p in parts]), whole.waveform, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [1, 7, 30])

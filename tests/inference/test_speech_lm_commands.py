@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from omni.audio_tokenizers import CodecTokenizer
 from omni.checkpoint import save_model
 from omni.cli.app import main
-from omni.config import SpeechLMConfig
+from omni.config import SpeechLMConfig, preset
 from omni.inference.omni import Omni
+from omni.inference.sampling import Sampling
+from omni.omni_model import OmniModel
 from omni.speech_lm import COMPONENT, MultimodalLLM, SpeechLM
 
 Captured = pytest.CaptureFixture[str]
@@ -57,6 +61,21 @@ def test_say_reads_manifests_and_streams_too(folder: Path, tmp_path: Path, capsy
     assert capsysbinary.readouterr().out.startswith(b"RIFF")
 
 
+def test_a_stream_and_a_file_are_the_same_sound(folder: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    """To the sample, across clauses."""
+    text, lm = "The circle is red, and there are two small stars. " * 4, SpeechLM.from_pretrained(folder, "cpu")
+    assert isinstance(lm.audio_tokenizer, CodecTokenizer)
+    lively = Sampling(temperature=4.0)
+    parts = [speech.waveform for speech in lm.say_stream(text, "ben", sampling=lively)]
+    assert len(parts) > 2 and np.array_equal(np.concatenate(parts), lm.say(text, "ben", sampling=lively).waveform)
+    common = ["--model", "speech-lm", "--ckpt", str(folder), "--voice", "ben", "--temperature", "4", "--top-p", "1"]
+    assert main(["say", text, "--out", str(tmp_path / "x.wav"), *common]) == 0
+    capsysbinary.readouterr()
+    assert main(["say", text, "--out", "-", *common]) == 0
+    streamed = np.frombuffer(capsysbinary.readouterr().out[44:], "<i2").astype(int)
+    assert np.array_equal(streamed, soundfile.read(tmp_path / "x.wav", dtype="int16")[0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,3 +97,13 @@ def test_params_of_the_default_configuration(capsys: Captured) -> None:
     assert code == 0 and found["total"] == sum(found["components"].values())
     assert found["components"]["text_ids"] == 50_257 * 128
     assert run(capsys, "params", "--model", "speech-lm")[1].count("audio ids") == 1
+
+
+def test_params_of_the_release_are_those_of_a_model_on_its_codec(capsys: Captured) -> None:
+    """Stage speech-lm takes the sizes of its tokenizers; the preset has to have the same."""
+    config = preset("release")
+    with torch.device("meta"):
+        layout = CodecTokenizer(OmniModel(config, ["codec"]), config.speech_lm.codebooks).layout
+    assert (config.speech_lm.codebook_size, config.speech_lm.code_rates) == (layout.codebook_size, layout.rates) == (1024, (1, 1, 1, 1))
+    code, out, _ = run(capsys, "params", "--model", "speech-lm", "--preset", "release", "--json")
+    assert code == 0 and json.loads(out)["components"]["audio_ids"] == 4 * 1024 * 256 and json.loads(out)["total"] == 5_871_872

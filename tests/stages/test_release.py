@@ -240,6 +240,7 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
         "vision-more",
     ]
     assert isinstance(saved.config, ModelConfig) and saved.config.audio_encoder == preset("nano").audio_encoder
+    assert saved.extra["unrecorded"] == []
 
     (work / "voices/told.jsonl").unlink()  # to be said by the Talker
     for step in (
@@ -277,6 +278,9 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
     for step, name in (("sft-remembering", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-heads", "contrastive")):
         source = load_model(work / step).tensors
         assert all(torch.equal(whole.tensors[key], source[key].bfloat16()) for key in source if key.startswith(f"{name}."))
+    (work / "sft-seeing" / "result.json").unlink()
+    release.publish(work, tmp_path / "whole")
+    assert whole.extra["unrecorded"] == [] and load_model(tmp_path / "whole").extra["unrecorded"] == ["sft-seeing"]
     monkeypatch.setattr(release, "MOST_BYTES", 1000)
     with pytest.raises(ConfigError, match="larger than a release may be"):
         release.publish(work, tmp_path / "whole")

@@ -168,7 +168,13 @@ class ScriptedStage(ToyStage):
 
 def test_the_best_by_validation_is_kept_and_exported(tmp_path: Path) -> None:
     result, _ = follow(ScriptedStage(make_run(tmp_path, evaluate_every=2, checkpoint_every=2, keep_checkpoints=4)))
-    assert result.best == 0.7 and result.metrics == {"accuracy": 0.5} and result.steps == 8 and result.run_dir == tmp_path
+    assert (
+        result.best == 0.7
+        and result.metrics == {"accuracy": 0.7}
+        and result.steps == 8
+        and result.kept_step == 4
+        and result.run_dir == tmp_path
+    )
     best, final = load_model(tmp_path / "best"), load_model(tmp_path)
     assert best.extra["step"] == final.extra["step"] == 4
     at_4 = load_model(tmp_path / "checkpoints" / "step-00000004").tensors
