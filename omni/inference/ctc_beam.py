@@ -22,7 +22,7 @@ from omni.characters import BLANK_ID, FIRST_ID, PRINTABLE, decode_characters
 from omni.thinker import ThinkerLM
 from omni.tokenizer import BPETokenizer
 
-ALPHA, BETA = 0.5, 1.5  # weights of the Thinker and of the number of words; omni.evaluation.asr.tune finds them
+ALPHA, BETA = 0.2, 2.0  # weights of the Thinker and of the number of words; omni.evaluation.asr.tune finds them
 WIDTH = 16  # prefixes that are kept after every slot
 LEAST_PROBABILITY = 1e-3  # of a character in a slot, for it to be tried there
 MARGIN = 10.0  # nats behind the best prefix at which one is given up
