@@ -81,7 +81,8 @@ def cleanup() -> None:
 
 @contextmanager
 def group(on: torch.device) -> Iterator[None]:
-    """Be in the group within the block. After an error nobody waits: the others may be waiting for something else, which this process's end ends."""
+    """Be in the group within the block. After an error nobody waits: the others may be waiting for something else, which this process's
+    end ends."""
     joined = setup(on)
     yield
     if joined:

@@ -332,7 +332,7 @@ def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
     import io
     import struct
 
-    import soundfile
+    from omni.audio import save_audio
 
     unknown = 0xFFFFFFFF
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate_hz, 2 * sample_rate_hz, 2, 16)
@@ -340,7 +340,7 @@ def _stream_wav(chunks: Iterator[Speech], sample_rate_hz: int) -> None:
     sys.stdout.buffer.write(header)
     for chunk in chunks:
         samples = io.BytesIO()
-        soundfile.write(samples, chunk.waveform, sample_rate_hz, "PCM_16", "LITTLE", "RAW")  # rounded as in a file
+        save_audio(samples, chunk.waveform, sample_rate_hz, format="RAW")  # rounded as in a file; little-endian, as WAV is
         sys.stdout.buffer.write(samples.getvalue())
         sys.stdout.buffer.flush()
 

@@ -1,7 +1,7 @@
 """The conversations of stage E: pictures, sounds and sentences turned into what somebody asks about them, and what is to be answered.
 
-Every row is {"kind", "about", "messages"}, or {"kind", "about", "text"} of what is read besides, so that it is not forgotten. `about` lists the pictures and sentences in it, by which a split decides. A medium is given as the
-path that its row has."""
+Every row is {"kind", "about", "messages"}, or {"kind", "about", "text"} of what is read besides, so that it is not forgotten. `about` lists the
+pictures and sentences in it, by which a split decides. A medium is given as the path that its row has."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ USUAL_WORDING = 0.5  # how often it is the first
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a picture, typed, and its answer."""
+    """A question about a picture, typed, its answer, and what kind of question it is."""
 
     image: str
     question: str
     reply: str
+    kind: str = ""
 
 
 def take(items: Sequence[T], n: int, rng: Random) -> list[T]:
@@ -108,7 +109,7 @@ def chats(dialogues: Iterable[Row], aloud: Aloud, rng: Random) -> Iterator[Row]:
 
 
 def passages(texts: Sequence[str], characters: int, n: int, rng: Random) -> Iterator[Row]:
-    """`n` stretches of `texts`, every character as likely, and no conversations. Some begin where their text does, which is what they are about."""
+    """`n` stretches of `texts`, every character as likely, and no conversations. They are about the beginning of their text, where some begin."""
     for text in rng.choices(texts, weights=[len(text) for text in texts], k=n):
         start = max(0, rng.randrange(-characters // 2, max(1, len(text) - characters // 2)))
         yield {"kind": "prose", "about": [text[:100]], "text": text[start : start + characters]}

@@ -4,7 +4,8 @@ held-out clips (as the suite `asr` asks of the audio encoder), under the same ju
 Controls: what it said against the text of the next sentence, what it heard against a clip's far from it. Ceilings: the readers' own recordings, and
 what is left of them as its audio tokenizer's codes, as the reference judge hears them.
 
-The groups are those of the suite `tts`. `cut` clauses were not over at the most frames that their text may take. A real-time factor is seconds of work for a second of sound."""
+The groups are those of the suite `tts`. `cut` clauses were not over at the most frames that their text may take. A real-time factor is seconds of
+work for a second of sound."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -235,10 +235,10 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     audible = [a for a in asked if a.question in aloud]
     if not audible:
         raise DataError(f"{folders.work}/voices: nobody reads a question about a picture; make them with: muomni data voices --questions")
-    harder = list(_asked(folders, HARDER))
-    yield from conversations.typed(conversations.take([*asked, *harder], MIX["image_qa"], rng))
-    audible_harder = [a for a in harder if a.question in aloud]
-    yield from conversations.spoken(conversations.take([*audible, *audible_harder], MIX["image_qa_spoken"], rng), aloud, rng)
+    weighed = [*asked, *(a for a in asked if a.kind in HARDER)]
+    yield from conversations.typed(conversations.take(weighed, MIX["image_qa"], rng))
+    weighed = [a for a in weighed if a.question in aloud]
+    yield from conversations.spoken(conversations.take(weighed, MIX["image_qa_spoken"], rng), aloud, rng)
     captions = list(_within(folders.world.manifest("captions"), "image"))
     scenes = [row | {"caption": plain_caption(row["caption"])} for row in captions]
     yield from conversations.described(CAPTIONED * scenes, rng)
@@ -265,13 +265,14 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     yield from conversations.refusals(audible, aloud, clips, blank, silent, MIX["refusal"], rng)
 
 
-def _asked(folders: Folders, kinds: Container[str] | None = None) -> Iterable[Asked]:
-    """The world's typed questions about pictures, of all `kinds` if none are given."""
+def _asked(folders: Folders) -> Iterable[Asked]:
+    """The world's typed questions about pictures."""
     world = folders.world
     for row in release.read_jsonl(world.manifest("conversations")):
-        if row["kind"] == "image_qa" and (kinds is None or row["question_type"] in kinds):
+        if row["kind"] == "image_qa":
             image, question = row["messages"][0]["content"]
-            yield Asked(str((world.folder / image["image"]).resolve()), question["text"], row["messages"][1]["content"])
+            path, reply = str((world.folder / image["image"]).resolve()), row["messages"][1]["content"]
+            yield Asked(path, question["text"], reply, row["question_type"])
 
 
 def _aloud(folders: Folders) -> Aloud:
@@ -427,7 +428,7 @@ STAGES: dict[str, ReleaseStage] = {
     "sft-remembering": _tuning(3600, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
     # Retrieval by what the tuned encoder sees and the tuned Thinker reads.
     "vision-heads": _seeing(400, SEEING, TUNED, freeze=("vision_encoder", "image_projector")),
-    # The Talker follows the Thinker that ships. Its loss is looked at in the end alone: the weights that have the least are not those that say it best.
+    # The Talker follows the Thinker that ships. Its loss is looked at in the end alone: the weights that have the least do not say it best.
     "talker-tuned": ReleaseStage(
         "talker",
         _clips(VOICES),

@@ -48,7 +48,8 @@ class Event:
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended. `best` is the best value of the stage's metric (None without validation data). The weights that are kept are those after
-    update `kept_step`, which had it, and `metrics` their scores. `seconds` the time spent in updates over all its processes' lives, `peak_memory_bytes` this process's peak."""
+    update `kept_step`, which had it, and `metrics` their scores. `seconds` is the time spent in updates over all its processes' lives,
+    `peak_memory_bytes` this process's peak."""
 
     steps: int
     best: float | None
