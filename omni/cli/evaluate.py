@@ -199,6 +199,10 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
     from omni.omni_model import COMPONENTS, MORE_COMPONENTS
     from omni.parameters import count, parameter_table
 
+    if chosen.baseline is None:
+        note("notice: no plain GPT stands beside the Thinker; give one with: --baseline")
+    if before is None:
+        note("notice: what tuning made worse is not compared; give what was measured before it with: --before")
     earlier = {name: read_json(before / f"{name}.json") for name in KEPT} if before is not None else {}
     for name in (*COMPONENTS, *MORE_COMPONENTS):
         getattr(omni.model, name)  # says what the checkpoint lacks

@@ -18,6 +18,7 @@ from omni.config import RELEASE, read_json
 from omni.data.sources import SOURCES
 from omni.errors import ConfigError, OmniError
 from omni.evaluation.text import TEMPERATURE, TOP_P
+from omni.evaluation.tts import REPEATED, REPLY_WORDS
 
 RESULTS, REPORT = Path(f"results/{RELEASE}.json"), Path("RESULTS.md")
 COMMAND = "python -m omni.evaluation.report"
@@ -64,20 +65,44 @@ HEADLINES = (
     Headline("transcription by the Thinker, real reader: WER", f"{OMNI}.transcription.wer"),
     Headline("… by CTC: WER", "suites.omni.baselines.transcription.ctc.wer"),
     Headline("text: bits per byte of held-out dialogues", "suites.text.metrics.dialogues_dev.bits_per_byte"),
-    Headline("… 5-gram", "suites.text.baselines.5-gram.dialogues_dev.bits_per_byte"),
+    Headline("… share of a 5-gram's", "suites.text.baselines.5-gram.dialogues_dev.checkpoint_share", most=0.9),
+    Headline("… share of a plain GPT's", "suites.text.baselines.plain_gpt.dialogues_dev.checkpoint_share", most=1),
+    Headline("… of stories", "suites.text.metrics.stories.bits_per_byte"),
+    Headline("… share of a 5-gram's", "suites.text.baselines.5-gram.stories.checkpoint_share", most=0.9),
+    Headline("… share of a plain GPT's", "suites.text.baselines.plain_gpt.stories.checkpoint_share", most=1),
     Headline("hearing: WER of CTC on a real reader", "suites.asr.metrics.kathleen.greedy.wer", most=0.2),
+    Headline("… with the Thinker as language model", "suites.asr.metrics.kathleen.beam.wer"),
     Headline("… unseen synthetic voices", "suites.asr.metrics.voices.greedy.wer", most=0.15),
     Headline("… an unseen real reader", "suites.asr.metrics.lj.greedy.wer"),
-    Headline("seeing: retrieval R@1 among unseen scenes", "suites.vision.metrics.scenes.image_to_text_r1", least=0.8),
+    Headline("… seconds of sound in a second", "suites.asr.metrics.kathleen.times_real_time", least=200),
+    Headline("seeing: retrieval R@1 among unseen scenes, of the caption", "suites.vision.metrics.scenes.image_to_text_r1", least=0.8),
+    Headline("… of the picture", "suites.vision.metrics.scenes.text_to_image_r1", least=0.8),
+    Headline("… of the name of an unseen drawing", "suites.vision.metrics.drawings_unseen_drawings.image_to_text_r1"),
+    Headline("… linear probe of colours", "suites.vision.metrics.probes.colour.chosen.accuracy", least=0.95),
+    Headline("… of shapes", "suites.vision.metrics.probes.shape.chosen.accuracy", least=0.95),
+    Headline("… of count", "suites.vision.metrics.probes.count.chosen.accuracy", least=0.85),
+    Headline("… of position", "suites.vision.metrics.probes.position.chosen.accuracy", least=0.85),
+    Headline("… NLVR statements by a head of its own", "suites.vision.metrics.nlvr.accuracy"),
+    Headline("… majority", "suites.vision.baselines.nlvr.majority.accuracy"),
     Headline("speaking: WER of `heart`, up to 15 words", "suites.tts.metrics.heart.talker.short.whisper-base.wer"),
     Headline("… recordings", "suites.tts.ceilings.heart.recordings.short.whisper-base.wer"),
     Headline("… points over the recordings", "suites.tts.metrics.heart.over_recordings.short.whisper-base.points", most=5),
     Headline("… 16 to 30 words", "suites.tts.metrics.heart.over_recordings.long.whisper-base.points", most=8),
     Headline("… `kathleen`, up to 15 words", "suites.tts.metrics.kathleen.over_recordings.short.whisper-base.points", most=10),
+    Headline("… WER against another sentence's text", "suites.tts.baselines.heart.swapped_text.short.whisper-base.wer", least=0.8),
+    Headline(f"… texts of {REPLY_WORDS} words that are cut off", "suites.tts.metrics.heart.replies.cut", most=0),
+    Headline(
+        f"… of {REPEATED} sentences drawn twice with one seed, how many are the same",
+        "suites.tts.metrics.heart.repeated.same",
+        least=REPEATED,
+    ),
     Headline("codec: bits a second", "suites.codec.metrics.bits_per_second", most=1100),
     Headline("… STOI of a real reader", "suites.codec.metrics.kathleen.codec_neural.stoi", least=0.9),
+    Headline("… by Griffin-Lim", "suites.codec.metrics.kathleen.codec_griffin_lim.stoi"),
     Headline("… PESQ", "suites.codec.metrics.kathleen.codec_neural.pesq", least=2.1),
+    Headline("… by Griffin-Lim", "suites.codec.metrics.kathleen.codec_griffin_lim.pesq"),
     Headline("… points of WER over the recordings", "suites.codec.metrics.kathleen.codec_neural.over_recordings.points", most=4),
+    Headline("… by Griffin-Lim", "suites.codec.metrics.kathleen.codec_griffin_lim.over_recordings.points"),
     Headline("first word of an answer to a spoken question of 3 s about a picture, ms", "speed.answer.first_token_ms", most=150),
     Headline("first sound of it, ms", "speed.answer.first_audio_ms", most=500),
     Headline("peak memory, MB", "speed.answer.peak_memory_mb", most=1000),
@@ -115,11 +140,13 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def headlines(results: Mapping[str, Any]) -> str:
-    """Those that were measured."""
+    """All of them; what was not measured is said."""
     rows = []
     for line in HEADLINES:
         value = find(results, line.path)
-        if value is not None:
+        if value is None:
+            rows.append((line.text, "not measured", "", line.bound(), ""))
+        else:
             rows.append((line.text, shown(value), _range(find(results, f"{line.path}_95")), line.bound(), line.kept(value)))
     return table(("Measure", "Value", "95 %", "Bound", "Kept"), rows)
 
