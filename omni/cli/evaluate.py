@@ -173,6 +173,8 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
     from omni.evaluation.judge import runs_folder
     from omni.evaluation.sentences import EVALUATION_DATA
 
+    if suite != "text":  # which alone reads it
+        chosen = replace(chosen, baseline=None)
     digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.judge))).encode())
     models = (model.folder, *([chosen.baseline] if chosen.baseline is not None else []))
     weights = (file for folder in models for kind in ("*.json", "*.safetensors", "*.model") for file in folder.glob(kind))

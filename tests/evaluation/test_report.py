@@ -123,7 +123,9 @@ def elsewhere(tmp_path, monkeypatch, speaker) -> Path:
 def test_eval_all_writes_results_from_which_the_report_is_made(elsewhere, speaker, capsys, monkeypatch) -> None:
     assert main(["eval", "all", "--json"]) == 0
     written = json.loads((elsewhere / "results/omni-tiny.json").read_text())
-    assert written == json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert written == json.loads(said.out)
+    assert "notice: no plain GPT" in said.err and "with: --before" in said.err
     assert set(written["suites"]) == {"text", "asr", "vision", "codec", "tts", "omni"} and written["suites"]["tts"]["items"] == 99
     save_model(elsewhere / "checkpoints/omni-tiny", {}, speaker.model.config, [], None, extra={"training": [], "unrecorded": []})
     monkeypatch.setattr("sys.argv", ["report"])
@@ -158,6 +160,10 @@ def test_a_suite_that_was_measured_is_not_measured_again_by_all_unless_something
     (elsewhere / "data").mkdir()
     (elsewhere / "data/more.jsonl").write_text("{}")
     assert main(["eval", "all"]) == main(["eval", "all", "--judge", "elsewhere"]) == 0 and len(measured) == 19 + 12
+    assert main(["eval", "all", "--baseline", "gpt"]) == main(["eval", "all"]) == 0 and len(measured) == 31
+    (elsewhere / "gpt").mkdir()
+    (elsewhere / "gpt/config.json").write_text("{}")
+    assert main(["eval", "all", "--baseline", "gpt"]) == 0 and measured[31:] == ["text"]
 
 
 def test_what_is_missing_is_said_before_anything_is_measured(elsewhere, capsys, monkeypatch) -> None:
