@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,17 @@ def test_a_clip_that_is_there_is_kept_and_the_rest_are_made(data, said, tmp_path
     assert rate_hz == SAMPLE_RATE_HZ and np.abs(wave - SECOND).max() < 1e-3
     make(clips, tmp_path)
     assert len(said) == len(clips) - 1
+
+
+def test_a_clip_that_says_something_else_or_is_said_by_somebody_else_is_made_anew(data, said, tmp_path):
+    clips = training(data)["flite"]
+    make(clips, tmp_path)
+    said.clear()
+    other = {"rms": "awb", "awb": "rms"}[clips[1].voice]
+    changed = [replace(clips[0], text="Another sentence."), replace(clips[1], voice=other), *clips[2:]]
+    rows = make(changed, tmp_path)
+    assert said == ["Another sentence.", clips[1].text]
+    assert rows == [clip.row() for clip in changed]
 
 
 def test_the_teacher_keeps_clips_that_it_would_not_make_today(data, said, tmp_path, monkeypatch):
@@ -212,4 +224,4 @@ def test_training_questions_are_not_held_out_and_the_suites_are_those_that_it_as
     assert len(trained) > 200 and not any(held_out(text, 0.1) for text in trained)
     assert set(measured) == {one.first.question for one in asked_scenes()} and any(held_out(text, 0.1) for text in measured)
     assert main(["data", "voices", "--questions", "--engine", "festival"]) == 1
-    assert "no engine 'festival'; known: flite, piper, cast" in capsys.readouterr().err
+    assert "no engine 'festival'; known: espeak, flite, piper, cast" in capsys.readouterr().err

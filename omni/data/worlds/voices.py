@@ -39,7 +39,7 @@ from omni.errors import DataError
 TRAINING_CLIPS = {"espeak": 8_000, "flite": 40_000, "piper": 6_000, "cast": 6_000, "teacher": 13_400}
 FIRST_SENTENCE = {"espeak": 0, "piper": 20_000, "cast": 30_000, "flite": 40_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
-QUESTION_TAKES = {"flite": 12, "piper": 3, "cast": 1}  # of every question about a picture, for training
+QUESTION_TAKES = {"espeak": 16, "flite": 12, "piper": 3, "cast": 4}  # of every question about a picture, for training
 QUESTION_ENGINES = ("festival", "kokoro", "espeak")  # those that ask the held-out ones
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
 ASKING_VOICES = (
@@ -119,12 +119,18 @@ def _clips(engine: str, voices: tuple[str, ...], texts: list[str], split: str) -
 
 
 def synthesize(clips: list[Clip], out: Path, data: Path, on_progress: Callable[[str], None]) -> None:
-    """Make the clips that are not there yet in `out`, and a manifest OUT/<engine>.jsonl of those that are. Raises DataError when there is
-    nothing to say, the engine is not installed, or it says nothing."""
+    """Make the clips that are not there yet in `out`, and a manifest OUT/<engine>.jsonl of those that are. A file of which the manifest says that
+    somebody else says it, or something else, is made anew. Raises DataError when there is nothing to say, the engine is not installed, or it
+    says nothing."""
     if not clips:
         raise DataError(f"{data}: too few sentences to say; fetch more text with: muomni data get")
     engine = clips[0].engine
     say = _engine(engine, data)
+    manifest = out / f"{engine}.jsonl"
+    there = {row["audio"]: row for row in release.read_jsonl(manifest)} if manifest.exists() else {}
+    for clip in clips:
+        if there.get(clip.file, clip.row()) != clip.row():
+            (out / clip.file).unlink(missing_ok=True)
     for number, clip in enumerate(clips):
         path = out / clip.file
         if not path.exists():
