@@ -103,7 +103,10 @@ def page(steps: dict[str, Any], hardware: str, picture: str) -> str:
             continue
         scores = ", ".join(f"{score} {value:.3g}" for score, value in step["metrics"].items())
         lines.append(f"| `{name}` | {amount(step['data'])} | {step['steps']:,} | {step['seconds'] / 3600:.1f} | {scores} |")
-    return "\n".join([*lines, "", f"![Training loss and validation scores of every step]({picture})", ""])
+    lost = [f"`{name}`" for name, step in steps.items() if "curves" not in step]
+    if lost:
+        lines.append(f"\nThe curves of {', '.join(lost)} went with their run folders before they were drawn.")
+    return "\n".join([*lines, "", f"![Training loss and validation scores of the steps]({picture})", ""])
 
 
 def main() -> None:
