@@ -436,7 +436,7 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("talker", "codec", TUNED),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
-    "speech-lm": _speech_lm(9000, "muon"),
+    "speech-lm": _speech_lm(4500, "muon"),
     # does Muon bring anything here? Two short runs, alike but for the optimizer (python benchmarks/curves.py)
     **{f"speech-lm-{optimizer}": _speech_lm(600, optimizer, evaluate_every=50) for optimizer in ("muon", "adamw")},
 }
