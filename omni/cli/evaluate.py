@@ -173,10 +173,8 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
     from omni.evaluation.judge import runs_folder
     from omni.evaluation.sentences import EVALUATION_DATA
 
-    if suite != "text":  # which alone reads it
-        chosen = replace(chosen, baseline=None)
     digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.judge))).encode())
-    models = (model.folder, *([chosen.baseline] if chosen.baseline is not None else []))
+    models = (model.folder, *([chosen.baseline] if chosen.baseline is not None and suite == "text" else []))  # no other suite reads it
     weights = (file for folder in models for kind in ("*.json", "*.safetensors", "*.model") for file in folder.glob(kind))
     items = (file for folder in (chosen.data, EVALUATION_DATA) for kind in ("*.jsonl*", "*.txt*") for file in folder.rglob(kind))
     for file in (*sorted(weights), *sorted(items), *sorted(Path(omni.__file__).parent.rglob("*.py"))):
@@ -203,7 +201,7 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
 
     if chosen.baseline is None:
         note("notice: no plain GPT stands beside the Thinker; give one with: --baseline")
-    if before is None:
+    if before is None and not fast:
         note("notice: what tuning made worse is not compared; give what was measured before it with: --before")
     earlier = {name: read_json(before / f"{name}.json") for name in KEPT} if before is not None else {}
     for name in (*COMPONENTS, *MORE_COMPONENTS):

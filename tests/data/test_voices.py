@@ -114,6 +114,20 @@ def test_a_clip_that_says_something_else_or_is_said_by_somebody_else_is_made_ane
     assert rows == [clip.row() for clip in changed]
 
 
+def test_what_was_made_anew_before_an_interruption_is_kept(data, said, tmp_path, monkeypatch):
+    clips = training(data)["flite"]
+    make(clips, tmp_path)
+    changed = [replace(clip, text=f"Sentence {i}.") for i, clip in enumerate(clips)]
+    say = voices._engine("flite", data)
+    monkeypatch.setattr(voices, "_engine", lambda name, data: lambda clip: say(clip) if len(said) < 1 else np.zeros(0))
+    said.clear()
+    with pytest.raises(DataError, match="said nothing for 'Sentence 1.'"):
+        make(changed, tmp_path)
+    monkeypatch.setattr(voices, "_engine", lambda name, data: say)
+    assert make(changed, tmp_path) == [clip.row() for clip in changed]
+    assert said == [clip.text for clip in changed]
+
+
 def test_the_teacher_keeps_clips_that_it_would_not_make_today(data, said, tmp_path, monkeypatch):
     first = {row["audio"] for row in make(voices.training_clips(data, "teacher", tmp_path), tmp_path)}
     monkeypatch.setitem(voices.TRAINING_CLIPS, "teacher", 3)

@@ -71,7 +71,7 @@ def test_headlines_name_figures_that_the_suites_have() -> None:
     """Those of `omni` are looked for in its own test; here in what other suites measured, as far as that is committed."""
     suites = {path.stem: json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json") if path.stem in evaluate.SUITES}
     measured = [line.path for line in HEADLINES if line.path.split(".")[1] in suites]
-    assert measured and all(isinstance(find({"suites": suites}, path), int | float) for path in measured)
+    assert measured and all(type(find({"suites": suites}, path)) in (int, float) for path in measured)
     assert len({line.path for line in HEADLINES}) == len(HEADLINES)
     assert {line.path.split(".")[0] for line in HEADLINES} == {"suites", "speed", "parameters", "megabytes"}
     assert find(results(), "suites.omni.metrics.heard.share") == 0.9 and find(results(), "suites.omni.metrics.no.share") is None
@@ -136,7 +136,9 @@ def test_eval_all_writes_results_from_which_the_report_is_made(elsewhere, speake
 
 def test_fast_is_for_a_look_and_overwrites_no_results(elsewhere, capsys) -> None:
     assert main(["eval", "all", "--fast", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert "notice: no plain GPT" in said.err and "--before" not in said.err  # which --fast refuses
     assert found["fast"] and {name: suite["items"] for name, suite in found["suites"].items()} == evaluate.FAST
     assert main(["eval", "all", "--limit", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["suites"]["tts"]["items"] == 3

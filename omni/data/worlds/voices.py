@@ -128,9 +128,11 @@ def synthesize(clips: list[Clip], out: Path, data: Path, on_progress: Callable[[
     say = _engine(engine, data)
     manifest = out / f"{engine}.jsonl"
     there = {row["audio"]: row for row in release.read_jsonl(manifest)} if manifest.exists() else {}
-    for clip in clips:
-        if there.get(clip.file, clip.row()) != clip.row():
-            (out / clip.file).unlink(missing_ok=True)
+    stale = [clip for clip in clips if there.get(clip.file, clip.row()) != clip.row()]
+    for clip in stale:
+        (out / clip.file).unlink(missing_ok=True)
+    if stale:
+        manifest.unlink()  # it would have them made anew after every interruption
     for number, clip in enumerate(clips):
         path = out / clip.file
         if not path.exists():
