@@ -213,14 +213,14 @@ TRANSCRIBED = {
     "flite": 1 / 6,
     "world": 1 / 6,
 }
-ALOUD = ("world", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
+ALOUD = ("world", "questions/espeak", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
 CAPTIONED = 3  # times that every scene is described in an epoch: a caption says all that a dozen answers would
-HARDER = ("count", "relation")  # kinds of questions about pictures that are asked twice as often
+HARDER = {"count": 2, "relation": 4}  # kinds of questions about pictures that are asked more often, times
 MIX = {  # conversations of each kind in an epoch; `transcribe` follows from its rows
     "chat": 30_000,
     "prose": 30_000,
-    "image_qa": 180_000,
-    "image_qa_spoken": 125_000,
+    "image_qa": 140_000,
+    "image_qa_spoken": 165_000,
     "drawings": 8_000,
     "statement": 16_000,
     "follow_up": 20_000,
@@ -235,7 +235,7 @@ def _conversations(folders: Folders) -> Iterable[Row]:
     audible = [a for a in asked if a.question in aloud]
     if not audible:
         raise DataError(f"{folders.work}/voices: nobody reads a question about a picture; make them with: muomni data voices --questions")
-    weighed = [*asked, *(a for a in asked if a.kind in HARDER)]
+    weighed = [a for a in asked for _ in range(HARDER.get(a.kind, 1))]
     yield from conversations.typed(conversations.take(weighed, MIX["image_qa"], rng))
     weighed = [a for a in weighed if a.question in aloud]
     yield from conversations.spoken(conversations.take(weighed, MIX["image_qa_spoken"], rng), aloud, rng)

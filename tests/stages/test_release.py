@@ -62,11 +62,12 @@ def work(tmp_path, world, data, monkeypatch) -> Path:
     monkeypatch.setattr(extras, "SIZES", dict.fromkeys(extras.SIZES, 4))
     folder = tmp_path / "work"
     questions = [row["text"] for row in data_release.read_jsonl(world / "speech.jsonl") if row["audio"].startswith("speech/question-")]
-    for engine in ("espeak", "flite", "piper", "teacher", "cast", "told", "questions/flite", "questions/piper", "questions/cast"):
+    asking = [reader for reader in release.ALOUD if reader.startswith("questions/")]
+    for engine in ("espeak", "flite", "piper", "teacher", "cast", "told", *asking):
         path = folder / f"voices/{engine}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         texts = ["A table for two, please.", "I want a table for a people.", "Only the dev file says this sentence."] * 3
-        if "questions" in engine:
+        if engine in asking:
             texts, engine = questions, Path(engine).name
         path.write_text("".join(json.dumps({"audio": f"{engine}.flac", "text": t, "speaker": engine}) + "\n" for t in texts))
         soundfile.write(path.with_suffix(".flac"), torch.rand(24_000).numpy() - 0.5, 16_000)
@@ -124,14 +125,14 @@ def test_every_kind_of_conversation_is_there_and_all_their_media_are_files(data,
     assert sum(row["kind"] == "image_qa" for row in rows) == 24
 
 
-def test_harder_questions_are_asked_twice_as_often(data, work, world, monkeypatch):
-    monkeypatch.setattr(release, "HARDER", ("count",))
+def test_harder_questions_are_asked_more_often(data, work, world, monkeypatch):
+    monkeypatch.setattr(release, "HARDER", {"count": 3})
     known = [row for row in data_release.read_jsonl(world / "conversations.jsonl") if row["kind"] == "image_qa"]
     share = sum(row["question_type"] == "count" for row in known) / len(known)
-    monkeypatch.setitem(release.MIX, "image_qa", round(len(known) * (1 + share)))
+    monkeypatch.setitem(release.MIX, "image_qa", round(len(known) * (1 + 2 * share)))
     asked = [row for row in rows_of(release.release_run("sft", data, work)) if row["kind"] == "image_qa"]
     counts = sum(row["messages"][0]["content"][1]["text"].startswith("How many") for row in asked)
-    assert counts / len(asked) == pytest.approx(2 * share / (1 + share))
+    assert counts / len(asked) == pytest.approx(3 * share / (1 + 2 * share))
 
 
 def test_a_conversation_is_about_the_picture_and_the_sound_that_it_holds(data, work, world):
