@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,9 +32,13 @@ def load_audio(path: str | Path, sample_rate_hz: int = 16_000) -> np.ndarray:
     """The mono float32 waveform (n,) of an audio file, always at `sample_rate_hz`. Raises DataError for a missing, unreadable, empty or
     non-finite file."""
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such audio file")
-    return decode_audio(path.read_bytes(), str(path), sample_rate_hz)
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such audio file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return decode_audio(data, str(path), sample_rate_hz)
 
 
 def resampled(waveform: np.ndarray, rate_hz: int, to_hz: int) -> np.ndarray:
@@ -83,15 +87,15 @@ def save_audio(target: str | Path | BinaryIO, waveform: np.ndarray | Tensor, sam
         raise DataError(f"{path}: cannot write audio as {path.suffix!r}; use .wav or .flac")
     if not path.parent.is_dir():
         raise DataError(f"{path}: the folder {path.parent} does not exist")
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
+    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         soundfile.write(part, samples, sample_rate_hz, format=kind)
         os.replace(part, path)
-    except OSError as error:
+    except (OSError, soundfile.SoundFileError, TypeError) as error:  # TypeError: a format that has no 16-bit samples of its own accord
         raise DataError(f"{path}: cannot be written: {error}") from None
     finally:
-        Path(part).unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def hz_to_mel(hz: np.ndarray, scale: str) -> np.ndarray:

@@ -7,6 +7,7 @@ Inside a turn the order is picture, sound, text, whatever order the message give
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,8 +85,8 @@ def render(
 ) -> Rendered:
     """Render a conversation into at most `context_length - reserve` positions.
 
-    A clip over its budget is cut, and the oldest turns (never a leading system message) are dropped until the rest fits; each with a
-    notice. Raises DataError for an empty conversation, a last turn that cannot fit alone, and, when `strict`, instead of any notice.
+    A clip over its budget is cut, and the oldest turns (never a leading system message) are dropped until the rest fits, answers with their
+    questions; each with a notice. Raises DataError for an empty conversation, a last turn that cannot fit alone, and, when `strict`, instead of any notice.
     """
     if not messages:
         raise DataError("a conversation needs at least one message")
@@ -107,12 +108,17 @@ def render(
             break
         recent.append(turn)
         used += len(turn.input_ids)
+    if n_pinned + len(recent) < len(messages):
+        while len(recent) > 1 and messages[-len(recent)]["role"] == "assistant":  # its question is gone
+            recent.pop()
     turns = pinned + recent[::-1]
     notices = [notice for turn in turns for notice in turn.notices]
     dropped = len(messages) - len(turns)
     if dropped:
+        lost = Counter(kind for message in messages[n_pinned : n_pinned + dropped] for kind, _ in parts_of(message))
+        left = " and ".join(f"{n} {name}{'s' * (n > 1)}" for name, n in (("picture", lost["image"]), ("sound", lost["audio"])) if n)
         notices.append(
-            f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}"
+            f"the conversation exceeds the context of {context_length}: kept {len(turns)} of {len(messages)} turns, dropped the oldest {dropped}{left and f', with {left}'}"
         )
     if strict and notices:
         raise DataError("; ".join(notices))

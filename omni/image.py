@@ -21,9 +21,13 @@ MEAN, STD = 0.5, 0.25
 def load_image(path: str | Path) -> Image.Image:
     """The upright RGB picture in a file. Raises DataError for a missing, unreadable, truncated or oversized one."""
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such picture")
-    return decode_image(path.read_bytes(), str(path))
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such picture")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str, max_pixels: int | None = None) -> Image.Image:

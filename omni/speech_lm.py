@@ -265,6 +265,11 @@ class SpeechLM:
         self.model, self.folder = model.eval(), folder
         self.text_tokenizer, self.audio_tokenizer = text_tokenizer, audio_tokenizer
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.tok_emb.weight.device
+
     @classmethod
     def from_pretrained(
         cls,

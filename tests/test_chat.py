@@ -112,7 +112,16 @@ def test_dropped_turns_leave_no_media_and_no_notices_behind(tokenizer: BPETokeni
     assert [span.source for span in out.media] == ["new"]
     assert [p for span in out.media for p in range(span.start, span.start + span.length)] == places(out, tokenizer)
     assert len(out.notices) == 1
-    assert "dropped the oldest 1" in out.notices[0]
+    assert "dropped the oldest 1, with 1 picture and 1 sound" in out.notices[0]
+
+
+def test_an_answer_goes_with_its_question(tokenizer: BPETokenizer) -> None:
+    chat = [user(("image", "old")), says("assistant", "a red square"), says("user", "thanks")]
+    room = len(render(chat[1:], tokenizer, BUDGET, 500).input_ids)
+    out = render(chat, tokenizer, BUDGET, room)
+    assert out.input_ids == render(chat[2:], tokenizer, BUDGET, room).input_ids
+    assert out.notices == [f"the conversation exceeds the context of {room}: kept 1 of 3 turns, dropped the oldest 2, with 1 picture"]
+    assert render(chat[1:], tokenizer, BUDGET, room).n_dropped_turns == 0  # who begins with an answer may
 
 
 def test_a_long_clip_is_cut_with_a_notice(tokenizer: BPETokenizer) -> None:

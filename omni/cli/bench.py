@@ -6,12 +6,15 @@ import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from omni.cli.output import print_json
 from omni.config import DEFAULT_CHECKPOINT
+
+if TYPE_CHECKING:
+    import torch
 
 
 def register(app: typer.Typer) -> None:
@@ -25,13 +28,15 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
-def machine() -> dict[str, Any]:
-    """What speed depends on."""
+def machine(on: torch.device | None = None) -> dict[str, Any]:
+    """What speed depends on, of a model that is `on` a device; by default on a GPU if there is one."""
     import torch
 
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}  # torch 2.13
     cpu = capabilities.get("cpu_name") or platform.processor() or platform.machine()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    if on is None and torch.cuda.is_available():
+        on = torch.device("cuda")
+    device = torch.cuda.get_device_name(on) if on is not None and on.type == "cuda" else cpu
     return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
@@ -68,9 +73,10 @@ def bench_speech(
     from omni.evaluation.speed import measure_speech
     from omni.inference.omni import Omni
 
-    speed = measure_speech(Omni.from_pretrained(checkpoint, device, vocoder), voice, rounds)
+    omni = Omni.from_pretrained(checkpoint, device, vocoder)
+    speed = measure_speech(omni, voice, rounds)
     if as_json:
-        print_json({"what": "speech", "machine": machine(), "metrics": vars(speed)})
+        print_json({"what": "speech", "machine": machine(omni.device), "metrics": vars(speed)})
         return
     parts = ", ".join(f"{stage} {ms:g}" for stage, ms in speed.stages_ms.items())
     print(f"first sound after {speed.first_audio_ms:g} ms ({parts}), {speed.words} words, {speed.vocoder} vocoder")
@@ -95,7 +101,7 @@ def bench_answer(
     omni = Omni.from_pretrained(checkpoint, device)
     speed = measure_answer(omni, load_image(image), omni.waveform(audio), voice, rounds)
     if as_json:
-        print_json({"what": "answer", "machine": machine(), "metrics": vars(speed)})
+        print_json({"what": "answer", "machine": machine(omni.device), "metrics": vars(speed)})
         return
     print(f"{speed.reply!r}: first word after {speed.first_token_ms:g} ms, all {speed.reply_tokens} tokens after {speed.reply_ms:g} ms")
     print(f"first sound after {speed.first_audio_ms:g} ms; peak memory {speed.peak_memory_mb:g} MB")
@@ -121,7 +127,7 @@ def bench_generate(
     omni = Omni.from_pretrained(checkpoint, device)
     speed = measure_generation(omni, seconds)
     if as_json:
-        print_json({"what": "generate", "checkpoint": str(omni.folder), "machine": machine(), "metrics": vars(speed)})
+        print_json({"what": "generate", "checkpoint": str(omni.folder), "machine": machine(omni.device), "metrics": vars(speed)})
         return
     print(f"{speed.tokens_per_s:,.0f} tokens/s over {speed.replies} replies; first text after {speed.first_text_ms:g} ms")
 
@@ -141,7 +147,7 @@ def bench_serve(
 
     omni = Omni.from_pretrained(checkpoint, "cpu")
     speed = measure_serving(omni, clients=clients, spoken_clients=spoken_clients, seconds=seconds, threads=threads)
-    result = {"what": "serve", "checkpoint": str(omni.folder), "machine": machine(), "metrics": asdict(speed)}
+    result = {"what": "serve", "checkpoint": str(omni.folder), "machine": machine(omni.device), "metrics": asdict(speed)}
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     if as_json:

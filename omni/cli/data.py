@@ -71,7 +71,7 @@ def voices(
     from omni.data.worlds import voices
 
     if questions:
-        known: Sequence[str] = voices.QUESTION_ENGINES if held_out else tuple(voices.QUESTION_TAKES)
+        known: Sequence[str] = tuple(voices.ASKING_VOICES) if held_out else tuple(voices.QUESTION_TAKES)
         out = out / "questions"
     else:
         known = tuple(voices.HELD_OUT_CLIPS if held_out else voices.TRAINING_CLIPS)

@@ -146,6 +146,8 @@ def evaluate(
         raise ConfigError(f"no suite {suite!r}; known: {', '.join(SUITES)}, {ALL}")
     if suite != ALL and (fast or before is not None):
         raise ConfigError(f"--fast and --before belong to the suite {ALL}")
+    if limit is not None and before is not None:
+        raise ConfigError("--before compares all items; leave out --limit")
     if fast and (limit is not None or before is not None):
         raise ConfigError("--fast looks at a few items of every suite; leave out --limit and --before")
     if out is not None and out.is_dir():
@@ -168,12 +170,13 @@ def evaluate(
 
 def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:
     """The suite's result, which is kept in the runs folder; unless `again`, one is taken that the same code measured there on the same items with the same
-    weights and settings: a suite may take hours."""
+    weights and settings, by the same machine: a suite may take hours."""
     from omni.checkpoint import write_json
     from omni.evaluation.judge import runs_folder
     from omni.evaluation.sentences import EVALUATION_DATA
 
-    digest = hashlib.sha256(repr((str(chosen.data.resolve()), chosen.limit, str(chosen.judge))).encode())
+    settings = (str(chosen.data.resolve()), chosen.limit, str(chosen.judge), machine(model.device))
+    digest = hashlib.sha256(repr(settings).encode())
     models = (model.folder, *([chosen.baseline] if chosen.baseline is not None and suite == "text" else []))  # no other suite reads it
     weights = (file for folder in models for kind in ("*.json", "*.safetensors", "*.model") for file in folder.glob(kind))
     items = (file for folder in (chosen.data, EVALUATION_DATA) for kind in ("*.jsonl*", "*.txt*") for file in folder.rglob(kind))
@@ -183,7 +186,7 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
     if not again and kept.exists():
         note(f"suite {suite}: measured before ({kept})")
         return read_json(kept)
-    result = SUITES[suite](model, chosen) | {"machine": machine()}
+    result = SUITES[suite](model, chosen) | {"machine": machine(model.device)}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result)
     return result
@@ -220,7 +223,7 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
         "suite": ALL,
         "checkpoint": str(omni.folder),
         "fast": fast,
-        "machine": machine(),
+        "machine": machine(omni.device),
         "voices": list(omni.voices),
         "parameters": {**sizes.components, **sizes.additions, "everything": sum(p.numel() for p in omni.model.parameters())},
         "megabytes": {  # in bfloat16, and as it lies in its folder

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -427,42 +428,68 @@ def chat(
     if audio_out is not None:
         make_folder(audio_out)
     conversation = Conversation(omni, sampling)
+    if sys.stdin.isatty():
+        with suppress(ImportError):  # not everywhere
+            import readline  # noqa: F401  input() then has history and arrow keys
     note(CHAT_HELP)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             note("")
             return
+        except KeyboardInterrupt:
+            note("\n(Ctrl-D ends)")
+            continue
         except UnicodeDecodeError as error:
             note(f"error: not text: {error}")
             continue
         command, _, value = line.partition(" ")
-        value = value.strip()
         try:
             if command == "/quit":
                 return
-            if command == "/reset":
-                conversation.reset()
-            elif command in ("/image", "/audio"):
-                conversation.attach(command[1:], value)
-            elif command == "/drop":
-                conversation.detach()
-            elif command == "/voice":
-                omni.speaker.voice_id(value)
-                voice = value
-            elif command == "/save":
-                _save(conversation, value, voice)
+            if command == "/voice":
+                omni.speaker.voice_id(value.strip())
+                voice = value.strip()
+                note(f"(answers are in the voice {voice})")
             elif command.startswith("/"):
-                note(CHAT_HELP)
+                _command(conversation, command, _unquoted(value.strip()), voice)
             elif line or conversation.attached:
                 _exchange(conversation, line, audio_out, voice)
         except OmniError as error:
             note(f"error: {error}")
-            if conversation.attached:
-                note(f"still attached: {', '.join(conversation.attached)} (/drop leaves them out)")
+            _note_attached(conversation)
         except KeyboardInterrupt:
             note("\n(broken off)")
+
+
+def _unquoted(file: str) -> str:
+    """As a shell would read it: terminals put quotes around a file that is dropped into them."""
+    if len(file) > 1 and file[0] == file[-1] and file[0] in "'\"":
+        file = file[1:-1]
+    return str(Path(file).expanduser()) if file else ""
+
+
+def _command(conversation: Conversation, command: str, file: str, voice: str | None) -> None:
+    """What a line asks for that begins with a slash."""
+    if command == "/reset":
+        conversation.reset()
+        note("(forgotten)")
+    elif command in ("/image", "/audio"):
+        conversation.attach(command[1:], file)
+        note(f"({file} goes with the next message)")
+    elif command == "/drop":
+        conversation.detach()
+    elif command == "/save":
+        _save(conversation, file, voice)
+        note(f"(wrote {file})")
+    else:
+        raise DataError(f"no command {command}\n{CHAT_HELP}")
+
+
+def _note_attached(conversation: Conversation) -> None:
+    if conversation.attached:
+        note(f"still attached: {', '.join(conversation.attached)} (/drop leaves them out)")
 
 
 def _exchange(conversation: Conversation, line: str, audio_out: Path | None, voice: str | None) -> None:
@@ -475,6 +502,7 @@ def _exchange(conversation: Conversation, line: str, audio_out: Path | None, voi
         print(flush=True)
     except KeyboardInterrupt:
         note("\n(broken off; nothing of it is remembered)")
+        _note_attached(conversation)
         return
     for notice in conversation.notices:
         note(f"notice: {notice}")
@@ -483,18 +511,27 @@ def _exchange(conversation: Conversation, line: str, audio_out: Path | None, voi
             reply = conversation.omni.say_reply(Reply(conversation.last_reply, []), voice, sampling=conversation.sampling)
             _note_reply(reply)
             if reply.speech is not None:
-                _save_speech(reply.speech, audio_out / f"{conversation.n_replies:03d}.wav")
+                file = _next_file(audio_out)
+                _save_speech(reply.speech, file)
+                note(f"({file})")
         except KeyboardInterrupt:
             note("(not spoken)")
 
 
+def _next_file(folder: Path) -> Path:
+    """001.wav, or what follows the last one there."""
+    last = max((int(file.stem) for file in folder.glob("*.wav") if file.stem.isdigit()), default=0)
+    return folder / f"{last + 1:03d}.wav"
+
+
 def _save(conversation: Conversation, file: str, voice: str | None) -> None:
-    if not file:
-        raise DataError("/save needs a file name")
-    if Path(file).suffix.lower() in (".wav", ".flac"):
+    kind = Path(file).suffix.lower()
+    if kind in (".wav", ".flac"):
         _save_speech(conversation.omni.say(conversation.last_reply, voice, sampling=conversation.sampling), Path(file))
-    else:
+    elif kind == ".json":
         conversation.save(Path(file))
+    else:
+        raise DataError("/save needs a file name that ends in .json, .wav or .flac")
 
 
 def infer_chat(

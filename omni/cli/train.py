@@ -165,20 +165,21 @@ def show_world(found: WorldResults, promised: dict[str, tuple[str, float]]) -> N
         "withheld": "… no picture",
         "majority": "… commonest answer of the kind of question",
     }
-    figures = [(name, label, found.scenes[name]["share"], found.scenes[name]["share_95"]) for name, label in labels.items()]
-    figures.append(("hearing", "voices never heard: word errors of CTC", found.hearing.wer, found.hearing.wer_95))
+    figures = [(name, label, found.scenes[name], "share") for name, label in labels.items()]
+    figures.append(("hearing", "voices never heard: word errors of CTC", found.hearing, "wer"))
     if found.speech is not None:
-        figures.append(("speech", "its own speech: word errors of Whisper base", found.speech.wer, found.speech.wer_95))
-    table = Table("measured", "", "95 %", *(("bound", "kept") if promised else ()))
-    for name, label, value, interval in figures:
-        cells = [label, f"{value:.1%}", _range(interval)]
+        figures.append(("speech", "its own speech: word errors of Whisper base", found.speech, "wer"))
+    table = Table("measured", "items", "", "95 %", *(("bound", "kept") if promised else ()))
+    for name, label, row, figure in figures:
+        value = row[figure]
+        cells = [label, str(row["items"]), f"{value:.1%}", _range(row[f"{figure}_95"])]
         if name in promised:
             sign, bound = promised[name]
             kept = value >= bound if sign == "≥" else value <= bound
             cells += [f"{sign} {bound:.0%}", "yes" if kept else "no"]
         table.add_row(*cells)
     if found.speech is None:
-        table.add_row("its own speech", "unjudged")
+        table.add_row("its own speech", "", "unjudged")
     Console().print(table)
     table = Table("kind of question", "items", "typed", "95 %", "spoken", "95 %", title="unseen scenes: right")
     typed, spoken = (found.scenes[name]["by_kind"] for name in ("typed", "spoken"))

@@ -116,6 +116,14 @@ def bootstrap_interval(values: Sequence[float], *, rounds: int = 1000, seed: int
     return means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1]
 
 
+def share_interval(right: int, of: int) -> tuple[float, float]:
+    """95 % interval of a share of items that count alike, also of none and of all (Wilson 1927)."""
+    share, z = right / of, 1.96
+    middle = share + z * z / (2 * of)
+    half = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
+    return max(0.0, (middle - half) / (1 + z * z / of)), min(1.0, (middle + half) / (1 + z * z / of))
+
+
 def ratio_interval(
     parts: Sequence[float], wholes: Sequence[float], groups: Sequence[Hashable], *, rounds: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

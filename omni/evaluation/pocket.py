@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omni.data.worlds.questions import is_right
 from omni.errors import DataError
 from omni.evaluation.asr import Clip, rates
 from omni.evaluation.judge import Judge
-from omni.evaluation.metrics import Rates, bootstrap_interval, error_rates, normalise, spread
+from omni.evaluation.metrics import bootstrap_interval, error_rates, normalise, share_interval, spread
 from omni.inference.omni import GREEDY, Omni, Picture, Sound
 from omni.training.losses import ctc_nats
 
@@ -71,7 +71,7 @@ def replies(omni: Omni, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
 
 def share(right: Sequence[bool]) -> Row:
     """Of items that count alike."""
-    low, high = bootstrap_interval([float(r) for r in right])
+    low, high = share_interval(sum(right), len(right))
     return {"share": round(sum(right) / len(right), 4), "share_95": (round(low, 4), round(high, 4)), "items": len(right)}
 
 
@@ -110,7 +110,10 @@ def evaluate_scenes(omni: Omni, questions: Sequence[SceneQuestion]) -> SceneResu
         "withheld": replies(omni, [content(text=q.question) for q in questions]),
         "majority": [commonest[q.kind] for q in questions],
     }
-    return SceneResults({name: answers(questions, texts) for name, texts in said.items()}, said["typed"], said["spoken"])
+    scores = {name: answers(questions, texts) for name, texts in said.items()}
+    for figure in ("exact", "exact_95"):
+        del scores["majority"][figure]  # it says no sentence
+    return SceneResults(scores, said["typed"], said["spoken"])
 
 
 @dataclass(frozen=True)
@@ -155,11 +158,11 @@ def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:
 @dataclass(frozen=True)
 class WorldResults:
     """Right answers about unseen scenes (`SceneResults.scores`), typed and by voices never heard; what CTC hears of held-out sentences by such voices; and, with a judge,
-    what it hears when the model says held-out sentences."""
+    what it hears when the model says held-out sentences, its voices taking turns."""
 
     scenes: Row
-    hearing: Rates
-    speech: Rates | None
+    hearing: Row
+    speech: Row | None
 
 
 def evaluate_world(
@@ -171,9 +174,11 @@ def evaluate_world(
     said = spread(sorted({row["text"] for row in open_rows(str(data_dir / "voice.heldout.jsonl"), ("audio", "text"))}), sentences)
     speech = None
     if judge is not None:
-        speech = error_rates(said, judge.hear([spoken.waveform for spoken in omni.say_batch(said)]), said)
+        voices = [omni.voices[number % len(omni.voices)] for number in range(len(said))]
+        listened = judge.hear([spoken.waveform for spoken in omni.say_batch(said, voices)])
+        speech = {"items": len(said)} | asdict(error_rates(said, listened, said))
     return WorldResults(
         evaluate_scenes(omni, scene_questions(data_dir, scenes)).scores,
-        rates(heard, [omni.transcribe(clip.audio) for clip in heard]),
+        {"items": len(heard)} | asdict(rates(heard, [omni.transcribe(clip.audio) for clip in heard])),
         speech,
     )

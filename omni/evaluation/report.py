@@ -46,8 +46,8 @@ class Headline:
         return "yes" if (self.least is None or value >= self.least) and (self.most is None or value <= self.most) else "**no**"
 
 
-HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine. It has not
-heard ked, Kokoro-82M's voices michael and emma, and espeak-ng's f5, max and Andrea, which ask as well: every voice has its own rows in RESULTS.md."""
+HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine; where they are
+measured they have rows of their own. It has heard none of those who ask: festival's ked, Kokoro-82M's michael and emma, espeak-ng's f5, max and Andrea."""
 OMNI, FORGOTTEN = "suites.omni.metrics", "forgetting"
 HEADLINES = (
     Headline("spoken question about an unseen scene, spoken answer: right as Whisper base hears it", f"{OMNI}.heard.share", least=0.8),
@@ -77,6 +77,7 @@ HEADLINES = (
     Headline("… seconds of sound in a second", "suites.asr.metrics.kathleen.times_real_time", least=200),
     Headline("seeing: retrieval R@1 among unseen scenes, of the caption", "suites.vision.metrics.scenes.image_to_text_r1", least=0.8),
     Headline("… of the picture", "suites.vision.metrics.scenes.text_to_image_r1", least=0.8),
+    Headline("… chance", "suites.vision.baselines.scenes.chance_r1"),
     Headline("… of the name of an unseen drawing", "suites.vision.metrics.drawings_unseen_drawings.image_to_text_r1"),
     Headline("… linear probe of colours", "suites.vision.metrics.probes.colour.chosen.accuracy", least=0.95),
     Headline("… of shapes", "suites.vision.metrics.probes.shape.chosen.accuracy", least=0.95),
@@ -89,6 +90,12 @@ HEADLINES = (
     Headline("… points over the recordings", "suites.tts.metrics.heart.over_recordings.short.whisper-base.points", most=5),
     Headline("… 16 to 30 words", "suites.tts.metrics.heart.over_recordings.long.whisper-base.points", most=8),
     Headline("… `kathleen`, up to 15 words", "suites.tts.metrics.kathleen.over_recordings.short.whisper-base.points", most=10),
+    Headline(
+        "… `heart` without the Thinker's states, up to 15 words: points more",
+        "suites.tts.metrics.heart.zeroed_over_talker.short.whisper-base.points",
+    ),
+    Headline("… 16 to 30 words", "suites.tts.metrics.heart.zeroed_over_talker.long.whisper-base.points"),
+    Headline("… sentences of `heart` whose last words are not heard", "suites.tts.metrics.heart.early_stops"),
     Headline("… WER against another sentence's text", "suites.tts.baselines.heart.swapped_text.short.whisper-base.wer", least=0.8),
     Headline(f"… texts of {REPLY_WORDS} words that are cut off", "suites.tts.metrics.heart.replies.cut", most=0),
     Headline(
@@ -123,6 +130,16 @@ def find(results: Mapping[str, Any], path: str) -> Any:
     return value
 
 
+def items_of(results: Mapping[str, Any], path: str) -> int | None:
+    """How many items are behind the figure: what is told nearest to it."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        found = find(results, f"{path}.items")
+        if found is not None:
+            return int(found)
+    return None
+
+
 def shown(value: Any) -> str:
     """A figure in a table."""
     if isinstance(value, float):
@@ -145,10 +162,12 @@ def headlines(results: Mapping[str, Any]) -> str:
     for line in HEADLINES:
         value = find(results, line.path)
         if value is None:
-            rows.append((line.text, "not measured", "", line.bound(), ""))
+            rows.append((line.text, "", "not measured", "", line.bound(), ""))
         else:
-            rows.append((line.text, shown(value), _range(find(results, f"{line.path}_95")), line.bound(), line.kept(value)))
-    return table(("Measure", "Value", "95 %", "Bound", "Kept"), rows)
+            items = items_of(results, line.path)
+            told = shown(items) if items is not None else ""
+            rows.append((line.text, told, shown(value), _range(find(results, f"{line.path}_95")), line.bound(), line.kept(value)))
+    return table(("Measure", "Items", "Value", "95 %", "Bound", "Kept"), rows)
 
 
 def figures(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -170,7 +189,7 @@ def report(results: Row) -> str:
     """RESULTS.md."""
     parts = [
         f"# Results of `{results['checkpoint']}`",
-        f"Written by `{COMMAND}` from what `muomni eval all --json` measured{' (--fast)' if results['fast'] else ''} on {machine(results)}.",
+        f"Written by `{COMMAND}` from what `muomni eval all --json` measured{' (--fast)' if results['fast'] else ''} on {machine(results['machine'])}.",
         headlines(results),
         HEARD_BEFORE,
         "## Nothing forgotten",
@@ -182,7 +201,7 @@ def report(results: Row) -> str:
         figure_table("Measure", results["speed"]),
     ]
     for name, suite in results["suites"].items():
-        parts.append(f"## Suite `{name}`: {suite['items']:,} items")
+        parts.append(f"## Suite `{name}`: {suite['items']:,} items, on {machine(suite['machine'])}")
         parts += [figure_table(section.capitalize(), suite[section]) for section in ("metrics", "baselines", "ceilings")]
         if name == "text" and "samples" in suite["metrics"]:
             parts.append(samples(suite["metrics"]["samples"]))
@@ -199,10 +218,9 @@ def samples(said: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(lines)
 
 
-def machine(results: Row) -> str:
+def machine(m: Mapping[str, Any]) -> str:
     """What it was measured with."""
-    m = results["machine"]
-    return f"{m['device']}, {m['threads']} threads, torch {m['torch']}"
+    return f"{m['device']}, {m['threads']} {'thread' if m['threads'] == 1 else 'threads'}, torch {m['torch']}"
 
 
 def flat(values: Mapping[str, Any]) -> Row:
@@ -219,7 +237,7 @@ KEPT = {
 
 
 def forgotten(before: Mapping[str, Row], after: Mapping[str, Row]) -> Row:
-    """Results of suites by name, before tuning and after: name of a figure → {"before", "after", "allowed", "kept"}."""
+    """Results of suites by name, before tuning and after: name of a figure → {"before", "after", "allowed", "kept"}, and the intervals."""
     found: Row = {}
     for suite, (endings, factor, more, allowed) in KEPT.items():
         if suite in before and suite in after:
@@ -228,17 +246,26 @@ def forgotten(before: Mapping[str, Row], after: Mapping[str, Row]) -> Row:
                 if name.endswith(endings):
                     after_it = new.get(name)
                     kept = after_it is not None and after_it <= factor * old[name] + more
-                    found[f"{suite}: {name}"] = {"before": old[name], "after": after_it, "allowed": allowed, "kept": kept}
+                    row = {"before": old[name], "after": after_it, "allowed": allowed, "kept": kept}
+                    sides = (("before", before), ("after", after))
+                    found[f"{suite}: {name}"] = row | {f"{side}_95": find(of[suite]["metrics"], f"{name}_95") for side, of in sides}
     return found
 
 
 def forgetting(results: Row) -> str:
     """What was measured before tuning, and after."""
     rows = [
-        (name, shown(row["before"]), shown(row["after"]), row["allowed"], "yes" if row["kept"] else "**no**")
+        (
+            *(name, shown(row["before"]), _range(row["before_95"]), shown(row["after"]), _range(row["after_95"])),
+            *(row["allowed"], "yes" if row["kept"] else "**no**"),
+        )
         for name, row in results[FORGOTTEN].items()
     ]
-    return table(("Measure", "Before", "After", "Allowed", "Kept"), rows) if rows else "Nothing was given to compare with (`--before`)."
+    return (
+        table(("Measure", "Before", "95 %", "After", "95 %", "Allowed", "Kept"), rows)
+        if rows
+        else "Nothing was given to compare with (`--before`)."
+    )
 
 
 def card(results: Row, about: Row) -> str:
@@ -267,7 +294,7 @@ what it does not know, and does not notice when it is wrong. What it says is syn
 
 {headlines(results)}
 
-Everything, with baselines, ceilings and controls, is in RESULTS.md of the project. Measured on {machine(results)}.
+Everything, with baselines, ceilings and controls, is in RESULTS.md of the project. Measured on {machine(results["machine"])}.
 
 ## Training
 

@@ -83,7 +83,10 @@ class Examination:
             if chosen:
                 texts, ids = [sentences[i].text for i in chosen], [sentences[i].id for i in chosen]
                 out[group] = {"items": len(chosen), "words": sum(sentences[i].words for i in chosen)}
-                out[group] |= {name: asdict(error_rates(texts, [said[i] for i in chosen], ids)) for name, said in heard.items()}
+                for name, said in heard.items():
+                    found = [said[i] for i in chosen]
+                    loops = sum(map(is_loop, texts, found))
+                    out[group][name] = asdict(error_rates(texts, found, ids)) | {"loops": loops}
         for name, wanted in (("unseen_words", False), ("seen_words", True)):
             out[name] = self._heard(sentences, heard, wanted)
         return out
@@ -127,6 +130,11 @@ def is_runaway(sentence: Sentence, speech: Speech, code_rate_hz: float) -> bool:
 def is_cut(sentence: Sentence, heard: str) -> bool:
     """Whether the last words are missing."""
     return not any(found for _, found in words_heard(sentence.text, heard)[-CUT_WORDS:])
+
+
+def is_loop(said: str, heard: str) -> bool:
+    """Whether a judge hears so much more than was said that it must have gone round in circles: one such item is most of a set's errors."""
+    return len(normalise(heard).split()) > 2 * len(normalise(said).split()) + 5
 
 
 # --- the suite

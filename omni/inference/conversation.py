@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omni.chat import Message
+from omni.checkpoint import write_json
 from omni.errors import DataError
 from omni.image import load_image
 from omni.inference.omni import CUT_OFF, Omni
@@ -15,11 +16,10 @@ from omni.inference.sampling import Sampling
 
 
 class Conversation:
-    """Messages in order. Media are read when they are attached, kept, and go with the next thing that is said. `n_replies` counts the answers, those
-    that are forgotten among them."""
+    """Messages in order. Media are read when they are attached, kept, and go with the next thing that is said."""
 
     def __init__(self, omni: Omni, sampling: Sampling) -> None:
-        self.omni, self.sampling, self.n_replies = omni, sampling, 0
+        self.omni, self.sampling = omni, sampling
         self.reset()
 
     def reset(self) -> None:
@@ -60,7 +60,6 @@ class Conversation:
             if event.stopped == "limit":
                 self.notices = [*self.notices, CUT_OFF]
         self.messages += [message, {"role": "assistant", "content": reply}]
-        self.n_replies += 1
         self.detach()
 
     @property
@@ -69,15 +68,13 @@ class Conversation:
         return str(self.messages[-1]["content"]) if self.messages else ""
 
     def save(self, path: Path) -> None:
-        """Write the messages as JSON, media by the names of their files. Raises DataError if the file cannot be written."""
-        messages = [
-            m if isinstance(m["content"], str) else m | {"content": [_by_name(part) for part in m["content"]]} for m in self.messages
-        ]
+        """Write the messages as JSON, media by the names of their files, relative to its folder. Raises DataError if the file cannot be written."""
+
+        def named(part: dict[str, Any]) -> dict[str, Any]:
+            return {"type": part["type"], part["type"]: os.path.relpath(part["file"], path.parent)} if "file" in part else part
+
+        messages = [m if isinstance(m["content"], str) else m | {"content": [named(part) for part in m["content"]]} for m in self.messages]
         try:
-            path.write_text(json.dumps({"messages": messages}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_json(path, {"messages": messages})
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def _by_name(part: dict[str, Any]) -> dict[str, Any]:
-    return {"type": part["type"], part["type"]: part["file"]} if "file" in part else part

@@ -99,7 +99,7 @@ def pocket_runs(preset: str, out_dir: Path, data_dir: Path, seed: int = 0) -> li
             },
             "train": training
             | {"freeze": wiring.get("freeze", [])}
-            | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 500},
+            | {"seed": seed, "warmup_steps": training["steps"] // 20, "evaluate_every": training["steps"], "checkpoint_every": 100},
             "out_dir": str(out_dir / stage),
         }
         runs.append(parse(RunConfig, raw, f"recipe pocket, stage {stage}"))
@@ -116,7 +116,7 @@ def run_pocket(preset: str, out_dir: Path, *, seed: int = 0, on_event: Callable[
         write_json(summary_file, [vars(summary) for summary in summaries.values()])
 
     start = time.monotonic()
-    generate_pocket(data_dir, preset, seed=seed)
+    generate_pocket(data_dir, preset, seed=seed, on_progress=on_event)
     if "data" not in summaries:
         note(StageSummary("data", time.monotonic() - start, 0, {}))
     on_event(f"data: {data_dir} ({summaries['data'].seconds:.0f} s)")

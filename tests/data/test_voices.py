@@ -220,7 +220,7 @@ def test_kokoros_decoder_says_what_its_file_says():
 
 def test_every_voice_of_an_engine_asks_every_question_and_none_of_them_trains(monkeypatch):
     texts = ["What colour is the star?", "How many things are there?", "Is there a red star?"]
-    held = [clip for engine in voices.QUESTION_ENGINES for clip in voices.question_clips(texts, engine, held_out=True)]
+    held = [clip for engine in voices.ASKING_VOICES for clip in voices.question_clips(texts, engine, held_out=True)]
     asked = {(clip.engine, clip.voice, clip.text) for clip in held}
     assert len(held) == len(asked) == len(texts) * len({(clip.engine, clip.voice) for clip in held})
     monkeypatch.setattr(voices, "QUESTION_TAKES", {"flite": 4, "piper": 1, "cast": 2})

@@ -34,6 +34,7 @@ def results(heard: float = 0.9) -> dict[str, Any]:
         "suites": {
             "omni": {
                 "items": 200,
+                "machine": {"device": "a CPU", "threads": 1, "torch": "2"},
                 "metrics": {"heard": {"share": heard, "share_95": [0.85, 0.94]}, "captions": {"things_f1": 0.95}, "samples": ["left out"]},
                 "baselines": {"majority": {"share": 0.3, "share_95": [0.2, 0.4]}},
                 "ceilings": {},
@@ -46,7 +47,7 @@ def test_the_report_holds_every_figure_with_its_interval() -> None:
     text = report(results())
     assert "| heard.share | 0.9 | 0.85 to 0.94 |" in text
     assert "| majority.share | 0.3 | 0.2 to 0.4 |" in text
-    assert "## Suite `omni`: 200 items" in text and "| everything | 19,999,999 |" in text
+    assert "## Suite `omni`: 200 items, on a CPU, 1 thread, torch 2" in text and "| everything | 19,999,999 |" in text
     assert "left out" not in text and "share_95" not in text and "Ceilings" not in text
 
 
@@ -64,7 +65,8 @@ def test_samples_are_shown_whole() -> None:
 def test_a_bound_is_kept_or_not(heard, kept) -> None:
     lines = headlines(results(heard)).splitlines()
     assert any(line.endswith(f"| ≥ 0.8 | {kept} |") for line in lines)
-    assert "| peak memory, MB | not measured |  | ≤ 1000 |  |" in lines
+    assert any(f"| 200 | {heard} | 0.85 to 0.94 |" in line for line in lines)
+    assert "| peak memory, MB |  | not measured |  | ≤ 1000 |  |" in lines
 
 
 def test_headlines_name_figures_that_the_suites_have() -> None:
@@ -83,10 +85,12 @@ def test_what_got_worse_by_more_than_allowed_is_said() -> None:
         return {"text": {"metrics": {"novels": {"bits_per_byte": bits}}}, "asr": {"metrics": {"kathleen": speech}}}
 
     assert all(row["kept"] for row in forgotten(measured(1.0, 0.10), measured(1.049, 0.119)).values())
-    found = forgotten(measured(1.0, 0.10), measured(1.06, 0.13))
+    earlier = measured(1.0, 0.10)
+    earlier["text"]["metrics"]["novels"]["bits_per_byte_95"] = [0.9, 1.1]
+    found = forgotten(earlier, measured(1.06, 0.13))
     assert set(found) == {"text: novels.bits_per_byte", "asr: kathleen.greedy.wer"} and not any(row["kept"] for row in found.values())
     text = report(results() | {"forgetting": found})
-    assert "| text: novels.bits_per_byte | 1 | 1.06 | 5 % | **no** |" in text
+    assert "| text: novels.bits_per_byte | 1 | 0.9 to 1.1 | 1.06 |  | 5 % | **no** |" in text
 
 
 def test_the_card_tells_training_data_and_licences() -> None:

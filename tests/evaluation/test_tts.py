@@ -42,6 +42,10 @@ def suite(speaker, sentences, tmp_path, monkeypatch, told_judge):
     return lambda **settings: json.loads(json.dumps(tts_suite(speaker, tmp_path, sentences=tmp_path / "list.jsonl", **settings)))
 
 
+def test_a_judge_that_goes_round_in_circles_is_counted():
+    assert tts.is_loop("It rains.", "it rains " * 5) and not tts.is_loop("It rains.", "it is raining and it rains and rains")
+
+
 def test_every_voice_is_measured_beside_its_ceilings_and_controls(suite):
     result = suite()
     assert result["items"] == 6
@@ -50,7 +54,7 @@ def test_every_voice_is_measured_beside_its_ceilings_and_controls(suite):
     assert kathleen["talker"]["short"] == {
         "items": 3,
         "words": 15,
-        "whisper-base": {"wer": 0.0, "wer_95": [0.0, 0.0], "cer": 0.0, "cer_95": [0.0, 0.0]},
+        "whisper-base": {"wer": 0.0, "wer_95": [0.0, 0.0], "cer": 0.0, "cer_95": [0.0, 0.0], "loops": 0},
     }
     assert kathleen["talker"]["unseen_words"] == {
         "words": 3,

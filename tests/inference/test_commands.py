@@ -312,6 +312,8 @@ def test_chat_speaks(chat, tmp_path):
     assert code == 0
     assert sorted(p.name for p in (tmp_path / "spoken").iterdir()) == ["001.wav", "002.wav"]
     assert (tmp_path / "last.wav").read_bytes() == (tmp_path / "spoken" / "002.wav").read_bytes()
+    assert chat("Hello", options=("--audio-out", tmp_path / "spoken"))[0] == 0
+    assert len(list((tmp_path / "spoken").iterdir())) == 3  # the last conversation's are still there
 
 
 def test_chat_says_that_a_reply_has_no_words_to_speak(chat, tmp_path, monkeypatch):
@@ -324,10 +326,20 @@ def test_chat_says_that_a_reply_has_no_words_to_speak(chat, tmp_path, monkeypatc
 
 
 def test_chat_goes_on_after_mistakes(chat):
-    code, out, err = chat("/image nowhere.png", "/voice eve", "/save", "/save a.wav", "/what", "", "word " * 500, "Hello")
+    mistakes = [
+        "/image nowhere.png",
+        f"/image {'a' * 300}",
+        "/image /proc/self/mem",
+        "/voice eve",
+        "/save",
+        "/save a.wav",
+        "/save a.png",
+        "/what",
+    ]
+    code, out, err = chat(*mistakes, "", "word " * 500, "Hello")
     assert code == 0
-    assert [line.split(":")[0] for line in err.splitlines() if line.startswith("error")] == ["error"] * 5
-    assert "no voice 'eve'; this model has: ada, bob" in err
+    assert [line.split(":")[0] for line in err.splitlines() if line.startswith("error")] == ["error"] * (len(mistakes) + 1)
+    assert "no voice 'eve'; this model has: ada, bob" in err and "no command /what" in err
     assert len(out.splitlines()) >= 1
     assert "Traceback" not in err
 
@@ -340,7 +352,15 @@ def test_chat_says_when_it_drops_old_turns_and_goes_on(chat):
     assert "exceeds" not in "".join(err.splitlines()[:4])
 
 
-def test_an_interrupt_breaks_off_the_reply_and_at_the_prompt_leaves(chat, monkeypatch):
+def test_files_may_be_quoted_and_at_home(chat, media, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(media))
+    code, _, err = chat("/image ~/a.png", f"/audio '{media / 'short.wav'}'", "", f'/save "{tmp_path / "my chat.json"}"')
+    assert code == 0 and "error" not in err
+    (message, _) = json.loads((tmp_path / "my chat.json").read_text())["messages"]
+    assert [(tmp_path / part[part["type"]]).resolve().name for part in message["content"]] == ["a.png", "short.wav"]
+
+
+def test_an_interrupt_breaks_off_the_reply_and_loses_nothing(chat, media, monkeypatch):
     from omni.inference.engine import Engine
 
     stream = Engine.stream
@@ -355,9 +375,9 @@ def test_an_interrupt_breaks_off_the_reply_and_at_the_prompt_leaves(chat, monkey
         yield from events
 
     monkeypatch.setattr(Engine, "stream", interrupted)
-    code, _, err = chat("Hello", "Hello", "Hello", KeyboardInterrupt())
+    code, _, err = chat("Hello", f"/image {media / 'a.png'}", "Hello", KeyboardInterrupt(), "Hello")
     assert code == 0
-    assert "broken off" in err
+    assert "broken off" in err and f"still attached: {media / 'a.png'}" in err and "(Ctrl-D ends)" in err
     assert calls[0] < calls[1] == calls[2]  # the exchange that was broken off is not in the history
 
 
