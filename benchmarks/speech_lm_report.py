@@ -36,6 +36,7 @@ def speaking(lm: Result, tts: Result | None) -> Iterator[str]:
     for voice, metrics in lm["metrics"]["speaking"].items():
         systems = {"speech LM": metrics, "speech LM, another text": lm["baselines"]["speaking"][voice]["swapped_text"]}
         if tts is not None and voice in tts["metrics"]:
+            same_items(voice, metrics, tts["metrics"][voice])
             systems["μOmni"] = tts["metrics"][voice]["talker"]
             systems |= {name.replace("_", " "): row for name, row in tts["ceilings"][voice].items() if name == "recordings"}
         for name, row in systems.items():
@@ -50,6 +51,12 @@ def speaking(lm: Result, tts: Result | None) -> Iterator[str]:
     yield f"Clauses of the speech LM that were not over at the most frames that their text may take: {cut}.\n"
 
 
+def same_items(who: str, lm: Result, omni: Result) -> None:
+    """Figures stand beside each other only if they are of the same items."""
+    if lm["items"] != omni["items"]:
+        raise SystemExit(f"{who}: the speech LM was measured on {lm['items']} items, μOmni on {omni['items']}; measure both on all")
+
+
 def hearing(lm: Result, asr: Result | None) -> Iterator[str]:
     """Every reader: what both systems write of the same clips."""
     yield "Held-out clips, written down: errors in % with 95 % intervals\n"
@@ -57,6 +64,7 @@ def hearing(lm: Result, asr: Result | None) -> Iterator[str]:
     for reader, metrics in lm["metrics"]["hearing"].items():
         systems = {"speech LM": metrics, "speech LM, another clip": lm["baselines"]["hearing"][reader]["shuffled_audio"]}
         if asr is not None and reader in asr["metrics"]:
+            same_items(reader, metrics, asr["metrics"][reader])
             systems |= {f"μOmni, {how}": asr["metrics"][reader][how] for how in ("greedy", "beam") if asr["metrics"][reader].get(how)}
         systems |= {f"Whisper base on {name}": row for name, row in lm["ceilings"]["hearing"][reader].items()}
         rows += [[reader, name, str(metrics["items"]), percent(row, "wer"), percent(row, "cer")] for name, row in systems.items()]
@@ -119,12 +127,18 @@ def bounds(lm: Result) -> Iterator[str]:
 
 
 def optimizers(curves: Result) -> Iterator[str]:
-    """When the run with Muon reaches the loss at which the one with AdamW alone ends."""
-    muon, adamw = (curves["steps"][f"speech-lm-{name}"]["curves"]["validation/loss"] for name in ("muon", "adamw"))
-    last, goal = adamw[-1]
+    """When the run with Muon reaches the loss at which the best one with AdamW alone ends."""
+    losses = {name: step["curves"]["validation/loss"] for name, step in curves["steps"].items()}
+    muon = losses.pop("speech-lm-muon")
+    best = min(losses, key=lambda name: losses[name][-1][1])
+    last, goal = losses[best][-1]
     reached = next((step for step, loss in muon if loss <= goal), None)
     when = f"has after {reached:,}" if reached is not None else f"does not reach in {muon[-1][0]:,}"
-    yield f"AdamW alone ends its {last:,} updates at a validation loss of {goal:.3f}, which Muon {when} ([curves](speech-lm-optimizers.svg)).\n"
+    rates = ", ".join(name.rpartition("-")[2] for name in losses)
+    yield (
+        f"AdamW alone, at the best of {len(losses)} learning rates ({rates}: {best.rpartition('-')[2]}), ends its {last:,} updates at a validation loss of "
+        f"{goal:.3f}, which Muon {when} ([curves](speech-lm-optimizers.svg)).\n"
+    )
 
 
 def main() -> None:
@@ -144,7 +158,9 @@ def main() -> None:
         *bounds(lm),
         *(optimizers(curves) if curves is not None else ()),
     ]
-    before, _, rest = chosen.page.read_text(encoding="utf-8").partition(BEGIN)
+    before, mark, rest = chosen.page.read_text(encoding="utf-8").partition(BEGIN)
+    if not mark:
+        raise SystemExit(f"{chosen.page}: has no line {BEGIN.strip()!r} to write behind")
     chosen.page.write_text(before + BEGIN + "\n".join(lines) + END + rest.partition(END)[2], encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omni.audio import load_audio
+from omni.audio import as_waveform, load_audio
 from omni.checkpoint import SavedModel, find_checkpoint, load_model
 from omni.errors import CheckpointError, ConfigError, DataError
 from omni.omni_model import OmniModel
@@ -30,21 +30,20 @@ SNAC_FILES = ("config.json", "pytorch_model.bin")
 def id_list(ids: Ids) -> list[int]:
     """Ids as a list, from a sequence or a tensor (n,) or (1,n)."""
     if isinstance(ids, Tensor):
-        if ids.dim() > 2 or (ids.dim() == 2 and len(ids) != 1):
-            raise DataError(f"ids are one row, found a tensor of shape {tuple(ids.shape)}")
+        if ids.is_floating_point() or ids.dim() > 2 or (ids.dim() == 2 and len(ids) != 1):
+            raise DataError(f"ids are one row of whole numbers, found {ids.dtype} of shape {tuple(ids.shape)}")
         return ids.flatten().tolist()
-    return [int(i) for i in ids]
+    try:
+        return [int(i) for i in ids]
+    except (TypeError, ValueError):
+        raise DataError(f"ids are one row of whole numbers, found {ids!r:.80}") from None
 
 
 def waveform_of(sound: Sound, sample_rate_hz: int) -> Tensor:
     """A file or waveform as float32 (n,). Raises DataError if it is no use."""
     if isinstance(sound, str | Path):
         return torch.from_numpy(load_audio(sound, sample_rate_hz))
-    wave = torch.as_tensor(sound, dtype=torch.float32).cpu()
-    wave = wave[0] if wave.dim() == 2 and len(wave) == 1 else wave
-    if wave.dim() != 1 or not len(wave) or not wave.isfinite().all():
-        raise DataError(f"a waveform is one row of finite samples, found an array of shape {tuple(wave.shape)}")
-    return wave
+    return as_waveform(sound)
 
 
 class CodecTokenizer:

@@ -386,8 +386,13 @@ class SpeechLM:
             batch = order[start : start + BATCH]
             clips = [self.audio_tokenizer.encode_audio(parts[i][1]) for i in batch]
             for i, ids in zip(batch, self.model.write(clips, sampling), strict=True):
-                heard[i] = self.text_tokenizer.decode(ids).strip()
+                heard[i] = self._words(ids)
         return [" ".join(text for (of, _), text in zip(parts, heard, strict=True) if of == row and text) for row in range(len(waves))]
+
+    def _words(self, ids: list[int]) -> str:
+        """Text without the marks of sentence and end that some tokenizers of Transformers have."""
+        marks = {"skip_special_tokens": True} if hasattr(self.text_tokenizer, "all_special_ids") else {}
+        return self.text_tokenizer.decode(ids, **marks).strip()
 
 
 def frames_for(n_characters: int, tokenizer: AudioTokenizer) -> int:
@@ -405,8 +410,9 @@ def _text_tokenizer(saved: SavedModel) -> TextTokenizer:
     """That of a checkpoint: our own, or one of Transformers."""
     if saved.tokenizer is not None:
         return BPETokenizer(saved.tokenizer)
-    folder = saved.folder / TEXT_TOKENIZER
-    if not folder.is_dir():
+    places = [folder / TEXT_TOKENIZER for folder in (saved.folder, *saved.folder.resolve().parents[:2])]  # a run's best is in its folder
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
         raise CheckpointError(f"{saved.folder}: has no tokenizer.model; give the text_tokenizer that it was trained with")
     try:
         from transformers import AutoTokenizer
@@ -419,7 +425,12 @@ def _text_tokenizer(saved: SavedModel) -> TextTokenizer:
 def _audio_tokenizer(saved: SavedModel, codebooks: int, device: torch.device) -> AudioTokenizer:
     """That of a checkpoint: SNAC by its name, or the codec in it."""
     if "snac" in saved.extra:
-        return SNACTokenizer(saved.extra["snac"], device)
+        try:
+            return SNACTokenizer(saved.extra["snac"], device)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{saved.folder} was trained with this SNAC; give it as audio_tokenizer if it is elsewhere: {error}"
+            ) from None
     tokenizer = CodecTokenizer.from_saved(saved, codebooks)
     tokenizer.model.to(device)
     return tokenizer

@@ -144,6 +144,25 @@ def test_the_same_call_continues_a_run(config, dataset) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
+def test_a_run_on_other_data_is_not_taken_for_this_one(config, dataset, letters, beeps, beeped) -> None:
+    MultimodalPretrainingTrainer(config).train(dataset)
+    kept = (Path(config.output_dir) / "model.safetensors").read_bytes()
+    others = MultimodalDataset([{"audio": beeped(text), "text": text} for text in ("jig", "hi")], letters, beeps)
+    config.max_steps = 5
+    with pytest.raises(ConfigError, match="has a run on other data; name another output_dir"):
+        MultimodalPretrainingTrainer(config).train(others)
+    assert (Path(config.output_dir) / "model.safetensors").read_bytes() == kept
+    MultimodalPretrainingTrainer(config).train(others, resume=False)
+
+    class Backwards(type(letters)):
+        def encode(self, text: str) -> list[int]:
+            return super().encode(text)[::-1]
+
+    rows = [{"audio": beeped(text), "text": text} for text in TEXTS]
+    with pytest.raises(ConfigError, match="text tokenizers that differ"):
+        MultimodalPretrainingTrainer(config).train(others, MultimodalDataset(rows, Backwards(), beeps))
+
+
 def test_without_validation_data_there_is_a_model_and_no_score(config, dataset) -> None:
     model, metrics = MultimodalPretrainingTrainer(config).train(dataset)
     assert not metrics and model.generate_audio([1, 2], most_frames=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from omni.audio import UNKNOWN_LENGTH, decode_audio, load_audio
+from omni.audio import UNKNOWN_LENGTH, as_waveform, decode_audio, load_audio
 from omni.config import SpeechLMConfig
 from omni.data.collate import IGNORE, Batch, lengths_of, pad_ids
 from omni.data.datasets import media_bytes, voice_number, without_long_clips
@@ -94,7 +94,7 @@ class MultimodalDataset:
         aligner: TimesOfIds | None = None,
     ) -> None:
         """`config`: how sequences are made; `max_audio_duration` in seconds: a row that says it is longer is left out, and so is a file
-        whose header does; a waveform that is longer is an error. Raises ConfigError when text and sound are to be side by side, and there is no
+        whose header does, unless there is an `audio_preprocessor`; a waveform that is longer is an error. Raises ConfigError when text and sound are to be side by side, and there is no
         `aligner`; DataError when every clip is too long, or none is of one of the voices."""
         self.config = config or SpeechLMConfig()
         if self.config.side_by_side and aligner is None:
@@ -104,9 +104,11 @@ class MultimodalDataset:
         if isinstance(data, str | Path):
             data = Manifests([open_rows(str(data), ("audio", "text"))])
         self.data = without_long_clips(data, max_audio_duration) if isinstance(data, Manifests) else data
-        self._leave_out_long_clips(max_audio_duration)
+        if audio_preprocessor is None:  # which may shorten them
+            self._leave_out_long_clips(max_audio_duration)
         self.text_tokenizer, self.audio_tokenizer = text_tokenizer, audio_tokenizer
-        self.vocabulary = SpeechVocabulary(text_tokenizer.vocab_size, audio_tokenizer.layout, len(self.config.voices))
+        sizes = (text_tokenizer.vocab_size, len(text_tokenizer) if isinstance(text_tokenizer, Sized) else 0)
+        self.vocabulary = SpeechVocabulary(max(sizes), audio_tokenizer.layout, len(self.config.voices))
         self.audio_preprocessor, self.max_audio_duration, self.aligner = audio_preprocessor, max_audio_duration, aligner
         self._pairs: dict[int, _Pair] = {}
         self._examples = [
@@ -135,6 +137,12 @@ class MultimodalDataset:
         voices = self.config.voices
         return not voices or (self._row(number)[0].get("speaker") or voices[0]) in voices
 
+    def told(self, most: int | None = None, text_tokenizer: TextTokenizer | None = None) -> list[tuple[str, list[int]]]:
+        """Of (at most so many) rows the audio by name and the text's ids, by which data sets are told apart; by another tokenizer, if one is given."""
+        encode = (text_tokenizer or self.text_tokenizer).encode
+        rows = (self._row(number)[0] for number in range(len(self.data))[:most])
+        return [(f"{row.get('audio')!s:.200}", list(encode(str(row.get("text"))))) for row in rows]
+
     def __len__(self) -> int:
         return len(self._examples)
 
@@ -148,6 +156,8 @@ class MultimodalDataset:
             missing = [name for name in ("audio", "text") if row.get(name) is None]
             if missing:
                 raise DataError(f"has no {missing[0]!r}")
+            if not isinstance(row["text"], str):
+                raise DataError(f"has a 'text' that is none: {row['text']!r:.80}")
             return self._example(number, row, source, speaks)
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
@@ -215,14 +225,7 @@ class MultimodalDataset:
             return decode_audio(*media_bytes(source, audio), rate)
         if isinstance(audio, str | Path):
             return load_audio(audio, rate)
-        try:
-            wave = np.asarray(audio, dtype=np.float32)
-        except (TypeError, ValueError):
-            raise DataError(f"'audio' is neither a file nor a waveform, found {audio!r:.80}") from None
-        wave = wave[0] if wave.ndim == 2 and len(wave) == 1 else wave
-        if wave.ndim != 1:
-            raise DataError(f"a waveform is one row of samples, found an array of shape {wave.shape}")
-        return wave
+        return as_waveform(audio).numpy()
 
     def collate(self, examples: Sequence[MultimodalExample]) -> MultimodalBatch:
         """For a DataLoader's `collate_fn`."""

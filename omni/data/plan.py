@@ -87,7 +87,7 @@ def plan(
     if good == 0:
         raise DataError(f"{', '.join(sources)}: none of the {len(rows)} rows has a readable clip")
     training_share = 1.0 if run.data.validation else 1.0 - run.data.validation_fraction
-    sequences = training_share * good
+    sequences = training_share * good * (2 if run.stage == "speech-lm" else 1)  # which says and hears each; only hears those of no voice
     if run.stage == "text":
         sequences = (training_share * tokens - 1) // run.model.thinker.context_length
         if sequences < 1:
@@ -104,7 +104,7 @@ def plan(
         bad_rows=sum(part.n_bad for part in rows.parts) + sizes.unreadable,
         tokens=tokens,
         audio_s=sizes.audio_s,
-        vocab_size=pieces.vocab_size if pieces else run.model.thinker.vocab_size,
+        vocab_size=pieces.vocab_size if pieces else _vocab_size(run),
         batch_size=run.train.batch_size,
         epochs=epochs,
         steps=steps,
@@ -113,7 +113,7 @@ def plan(
 
 
 def settings(found: Plan, sources: Sequence[str]) -> list[str]:
-    """The plan as dotted settings of a RunConfig. The vocabulary belongs to the text stage: the others get it with the Thinker."""
+    """The plan as dotted settings of a RunConfig. The stages text and speech-lm have a vocabulary of their own: the others get it with the Thinker."""
     sizes = {"rows": found.rows, "tokens": found.tokens, "audio_s": found.audio_s}
     out = [
         f"data.train={json.dumps(list(sources))}",
@@ -121,7 +121,8 @@ def settings(found: Plan, sources: Sequence[str]) -> list[str]:
         f"train.steps={found.steps}",
         f"train.warmup_steps={found.warmup_steps}",
     ]
-    return out + ([f"model.thinker.vocab_size={found.vocab_size}"] if found.stage == "text" else [])
+    own = {"text": "thinker.vocab_size", "speech-lm": "speech_lm.text_vocab_size"}.get(found.stage)
+    return out + ([f"model.{own}={found.vocab_size}"] if own else [])
 
 
 @dataclass
@@ -182,7 +183,11 @@ def _trained(rows: Manifests, run: RunConfig, path: Path) -> BPETokenizer:
         return BPETokenizer(path)
     chosen = sorted(random.Random(run.train.seed).sample(range(len(rows)), min(STEP, len(rows))))
     texts = (text for index in chosen for text in _texts(rows[index][0]))
-    return train_tokenizer(texts, run.model.thinker.vocab_size, path, seed=run.train.seed)
+    return train_tokenizer(texts, _vocab_size(run), path, seed=run.train.seed)
+
+
+def _vocab_size(run: RunConfig) -> int:
+    return run.model.speech_lm.text_vocab_size if run.stage == "speech-lm" else run.model.thinker.vocab_size
 
 
 def _texts(row: Row) -> Iterator[str]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omni.audio import SILENCE, load_audio
+from omni.audio import SILENCE, as_waveform, load_audio
 from omni.chat import DESCRIBE, TRANSCRIBE, MediaBudget, Message, render
 from omni.checkpoint import default_checkpoint, find_checkpoint, load_model
 from omni.config import DEFAULT_CHECKPOINT, released
@@ -161,10 +161,7 @@ class Omni:
         """A file's or the given float32 waveform (n,). Raises DataError if it is no use."""
         if isinstance(sound, (str, Path)):
             return load_audio(sound, self.model.config.audio.sample_rate_hz)
-        wave = np.ascontiguousarray(sound, dtype=np.float32)
-        if wave.ndim != 1 or not len(wave) or not np.isfinite(wave).all():
-            raise DataError(f"a waveform is one row of finite samples, found an array of shape {wave.shape}")
-        return wave
+        return as_waveform(sound).numpy()
 
     def log_mel(self, sound: Sound) -> Tensor:
         """A file or waveform as scaled log-mel (T,mels) on the CPU."""

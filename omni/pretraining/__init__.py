@@ -6,11 +6,12 @@ model, metrics = MultimodalPretrainingTrainer(config).train(train_loader, val_lo
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from omni.checkpoint import load_model
-from omni.config import MultimodalPretrainingConfig, RunConfig, SpeechLMConfig, parse
+from omni.config import MultimodalPretrainingConfig, RunConfig, SpeechLMConfig, parse, read_json
 from omni.data.multimodal import MultimodalBatch, MultimodalDataset
 from omni.errors import ConfigError
 from omni.speech_lm import TEXT_TOKENIZER, MultimodalLLM
@@ -19,6 +20,8 @@ from omni.stages.speech_lm import SpeechLMStage
 from omni.tokenizer import BPETokenizer
 from omni.training.stage import Splits
 from omni.training.trainer import train
+
+SAMPLE = 100  # texts by which tokenizers are compared
 
 
 class _GivenDataStage(SpeechLMStage):
@@ -44,12 +47,16 @@ class MultimodalPretrainingTrainer:
     def __init__(self, config: MultimodalPretrainingConfig) -> None:
         self.config = config
 
+    @property
+    def _folder(self) -> Path:
+        return Path(self.config.output_dir)
+
     def train(
         self, train_loader: Any, val_loader: Any = None, *, resume: bool = True, device: str | None = None
     ) -> tuple[MultimodalLLM, dict[str, float]]:
         """The model (its best, by the loss on the validation data, if there are any) and its scores. Loaders are DataLoaders over a
         `MultimodalDataset`, or such data sets themselves: of a DataLoader only the data set is used, since the order is the Trainer's, so that a
-        run can be continued. Raises ConfigError where data and configuration contradict each other."""
+        run can be continued. Raises ConfigError where data and configuration contradict each other, or where `output_dir` has a run on other data."""
         train_data, validation = _data_of(train_loader), None if val_loader is None else _data_of(val_loader)
         for data in (train_data, validation):
             if data is not None:
@@ -59,11 +66,16 @@ class MultimodalPretrainingTrainer:
             train_data.config.voices,
         ):
             raise ConfigError("training and validation data have other ids or voices; make both with the same tokenizers and configuration")
+        if validation is not None and validation.told(SAMPLE) != validation.told(SAMPLE, train_data.text_tokenizer):
+            raise ConfigError("training and validation data have text tokenizers that differ; make both with the same one")
         if (size := getattr(train_loader, "batch_size", self.config.batch_size)) != self.config.batch_size:
             raise ConfigError(f"train_loader has batch_size {size}, and the configuration {self.config.batch_size}; make them equal")
-        train(_GivenDataStage(self.run(train_data), train_data, validation), resume=resume, device=device)
+        run = self.run(train_data)
+        if resume and (there := self._folder / "run.json").exists() and read_json(there)["data"]["train"] != list(run.data.train):
+            raise ConfigError(f"{self._folder}: has a run on other data; name another output_dir, or give resume=False to begin anew")
         if (keep := getattr(train_data.text_tokenizer, "save_pretrained", None)) is not None:  # one of Transformers
-            keep(Path(self.config.output_dir) / TEXT_TOKENIZER)
+            keep(self._folder / TEXT_TOKENIZER)
+        train(_GivenDataStage(run, train_data, validation), resume=resume, device=device)
         saved = load_model(self.config.output_dir)
         return MultimodalLLM.from_saved(saved), dict(saved.extra["metrics"])
 
@@ -78,8 +90,9 @@ class MultimodalPretrainingTrainer:
             )
 
     def run(self, data: MultimodalDataset) -> RunConfig:
-        """The configuration as the Trainer has it. How sequences are made, and how long they may be, is for the data set's to say."""
-        config = self.config
+        """The configuration as the Trainer has it. How sequences are made, and how long they may be, is for the data set's to say; instead of
+        files it names what the data set holds."""
+        config, told = self.config, data.told()
         words: SpeechLMConfig = data.config.model_copy(
             update={
                 "d_model": config.d_model,
@@ -95,6 +108,7 @@ class MultimodalPretrainingTrainer:
         raw = {
             "stage": "speech-lm",
             "model": {"speech_lm": words.model_dump()},
+            "data": {"train": [f"{len(told)} pairs {hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"]},
             "train": {
                 "steps": config.max_steps,
                 "batch_size": config.batch_size,
@@ -115,5 +129,7 @@ class MultimodalPretrainingTrainer:
 def _data_of(loader: Any) -> MultimodalDataset:
     data = getattr(loader, "dataset", loader)
     if not isinstance(data, MultimodalDataset):
-        raise ConfigError(f"a loader needs a MultimodalDataset, found {type(data).__name__}")
+        raise ConfigError(
+            f"a loader needs a MultimodalDataset, found {type(data).__name__}; for a part of the data make a data set of its rows"
+        )
     return data

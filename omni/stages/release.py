@@ -126,7 +126,7 @@ LM_VOICES = {
     "cast": 1,
     "piper": 1,
     "flite": 1 / 8,
-}  # the speech LM speaks with the first three
+}  # the speech LM speaks with those of its configuration's voices
 VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
@@ -307,10 +307,10 @@ def _plain_gpt(steps: int, rate: float) -> ReleaseStage:
     return ReleaseStage("plain-gpt", _documents, train, init_from=("text",), world=("text", "text_chat"))
 
 
-def _speech_lm(steps: int, optimizer: str, evaluate_every: int = 500) -> ReleaseStage:
+def _speech_lm(steps: int, optimizer: str, rate: float, evaluate_every: int) -> ReleaseStage:
     """The second system: says two voices and hears more, through the codec's codes. An update is 32 sequences of about 200 ids."""
-    train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-3, "warmup_steps": 200, "optimizer": optimizer}
-    train["evaluate_every"] = evaluate_every
+    train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": rate, "optimizer": optimizer}
+    train |= {"warmup_steps": min(200, steps // 10), "evaluate_every": evaluate_every}
     return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0})
 
 
@@ -436,9 +436,10 @@ STAGES: dict[str, ReleaseStage] = {
         init_from=("talker", "codec", TUNED),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
-    "speech-lm": _speech_lm(4500, "muon"),
-    # does Muon bring anything here? Two short runs, alike but for the optimizer (python benchmarks/curves.py)
-    **{f"speech-lm-{optimizer}": _speech_lm(600, optimizer, evaluate_every=50) for optimizer in ("muon", "adamw")},
+    "speech-lm": _speech_lm(4500, "muon", 2e-3, evaluate_every=500),
+    # does Muon bring anything here? Short runs, beside AdamW at the best of three learning rates (python benchmarks/curves.py)
+    "speech-lm-muon": _speech_lm(300, "muon", 2e-3, evaluate_every=25),
+    **{f"speech-lm-adamw-{rate:g}": _speech_lm(300, "adamw", rate, evaluate_every=25) for rate in (1e-3, 2e-3, 4e-3)},
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omni.audio import save_audio
+from omni.audio import load_audio, save_audio
 from omni.config import MultimodalPretrainingConfig, SpeechLMConfig
 from omni.data.collate import IGNORE
 from omni.data.multimodal import MultimodalDataset
@@ -125,6 +125,27 @@ def test_clips_of_other_speakers_are_heard_only(rows, letters, beeps) -> None:
         MultimodalDataset(others[1:2], letters, beeps, config=config)
 
 
+def test_a_tokenizers_added_tokens_count(rows, letters, beeps) -> None:
+    class Begun(type(letters)):
+        """Begins every text with a token that is not among its `vocab_size`, as some of Transformers do."""
+
+        def __len__(self) -> int:
+            return self.vocab_size + 1
+
+        def encode(self, text: str) -> list[int]:
+            return [self.vocab_size, *super().encode(text)]
+
+    data = MultimodalDataset(rows, Begun(), beeps)
+    assert data.vocabulary.text_size == letters.vocab_size + 1 and data[0].ids
+
+
+def test_a_preprocessor_may_shorten_what_is_too_long(letters, beeps, tmp_path: Path) -> None:
+    save_audio(tmp_path / "long.wav", np.zeros(1200, np.float32), 100)
+    row = {"audio": str(tmp_path / "long.wav"), "text": "a"}
+    data = MultimodalDataset([row], letters, beeps, lambda file: load_audio(file, 100)[:50])
+    assert len(data) == 2 and data[0].ids
+
+
 def test_what_cannot_be_used_is_named(rows, letters, beeps, tmp_path: Path) -> None:
     def message(row: dict, **settings) -> str:
         with pytest.raises(DataError) as caught:
@@ -133,8 +154,11 @@ def test_what_cannot_be_used_is_named(rows, letters, beeps, tmp_path: Path) -> N
 
     assert message({"text": "a"}) == "row 1: has no 'audio'"
     assert message({"audio": np.zeros(2000), "text": "a"}).startswith("row 1: 20.0 s exceed the 10 s of max_audio_duration")
-    assert message({"audio": {"array": [0.0]}, "text": "a"}).startswith("row 1: 'audio' is neither a file nor a waveform, found {'array'")
-    assert message({"audio": np.zeros((2, 9)), "text": "a"}) == "row 1: a waveform is one row of samples, found an array of shape (2, 9)"
+    assert message({"audio": {"array": [0.0]}, "text": "a"}).startswith("row 1: a waveform is an array of samples, found {'array'")
+    assert (
+        message({"audio": np.zeros((2, 9)), "text": "a"}) == "row 1: a waveform is one row of samples, found torch.float64 of shape (2, 9)"
+    )
+    assert message({"audio": np.zeros(9), "text": 7}) == "row 1: has a 'text' that is none: 7"
     assert message(rows[0] | {"text": "xyz"}) == "row 1: the text is empty"
     assert "row 1: text and sound take 32 ids, and speech_lm.context_length is 30" in message(
         rows[0], config=SpeechLMConfig(context_length=30)

@@ -66,6 +66,16 @@ def test_speech_is_counted_in_seconds_and_unreadable_clips_are_bad_rows(folder: 
     assert (found.rows, found.bad_rows, found.steps) == (5, 2, 3)
 
 
+def test_a_clip_of_the_speech_lm_is_said_and_heard_and_its_vocabulary_is_its_own(folder: Any) -> None:
+    rows = [{"audio": folder.clip(f"{n}.wav", seconds=0.25, rate=8000), "text": text} for n, text in enumerate(SENTENCES)]
+    run = run_of("speech-lm", batch_size=4)
+    words = run.model.speech_lm.model_copy(update={"text_vocab_size": 300})
+    run = run.model_copy(update={"model": run.model.model_copy(update={"speech_lm": words})})
+    found = plan([folder.jsonl("s.jsonl", rows)], run)
+    assert (found.rows, found.steps, found.vocab_size) == (18, 9, 300)
+    assert "model.speech_lm.text_vocab_size=300" in planning.settings(found, ["s.jsonl"])
+
+
 def test_captions_and_conversations_are_counted_in_rows(folder: Any, tokenizer_file: Path) -> None:
     captions = folder.jsonl("c.jsonl", [{"image": folder.picture("a.png"), "caption": text} for text in SENTENCES])
     found = plan([captions, captions], run_of("vision", batch_size=10), tokenizer=tokenizer_file)

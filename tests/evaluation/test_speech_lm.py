@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -88,20 +90,25 @@ def test_the_ceiling_is_the_recording_as_codes(lm, sounds) -> None:
     assert len(made) == 3000 and np.array_equal(made, tokenizer.decode_audio(tokenizer.encode_audio(wave))[:3000])
 
 
-def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def speech_lm_report(monkeypatch) -> ModuleType:
+    """The script in `benchmarks`."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import speech_lm_report
+    return importlib.import_module("speech_lm_report")
 
+
+def test_the_report_sets_both_systems_side_by_side(suite, speech_lm_report, tmp_path, monkeypatch) -> None:
     result = suite()
     rates = result["metrics"]["hearing"]["kathleen"]
     spoken = result["metrics"]["speaking"]["heart"]
     files = {
-        "tts": {"metrics": {"heart": {"talker": spoken}}, "ceilings": {"heart": {"recordings": spoken}}},
-        "asr": {"metrics": {"kathleen": {"greedy": rates, "beam": None}}},
+        "tts": {"metrics": {"heart": {"talker": spoken, "items": spoken["items"]}}, "ceilings": {"heart": {"recordings": spoken}}},
+        "asr": {"metrics": {"kathleen": {"greedy": rates, "beam": None, "items": rates["items"]}}},
         "optimizers": {
             "steps": {
                 "speech-lm-muon": {"curves": {"validation/loss": [[50, 3.0], [100, 2.0], [600, 1.0]]}},
-                "speech-lm-adamw": {"curves": {"validation/loss": [[50, 4.0], [600, 2.5]]}},
+                "speech-lm-adamw-0.001": {"curves": {"validation/loss": [[50, 4.0], [600, 2.6]]}},
+                "speech-lm-adamw-0.002": {"curves": {"validation/loss": [[50, 4.0], [600, 2.5]]}},
             }
         },
     }
@@ -128,7 +135,12 @@ def test_the_report_sets_both_systems_side_by_side(suite, tmp_path, monkeypatch)
     assert f"| hears kathleen | at most 50 | {100 * rates['wer']:.1f} | **no** |" in page
     assert f"may take: {spoken['cut']} as heart, " in page
     assert f"| {result['metrics']['parameters']:,} |" in page
-    assert "AdamW alone ends its 600 updates at a validation loss of 2.500, which Muon has after 100" in page
+    assert "learning rates (0.001, 0.002: 0.002), ends its 600 updates at a validation loss of 2.500, which Muon has after 100" in page
+
+
+def test_figures_of_other_items_do_not_stand_beside_each_other(speech_lm_report) -> None:
+    with pytest.raises(SystemExit, match="heart: the speech LM was measured on 8 items, μOmni on 446"):
+        speech_lm_report.same_items("heart", {"items": 8}, {"items": 446})
 
 
 def test_eval_speech_lm_prints_one_object(suite, lm, tmp_path, monkeypatch, capsys) -> None:
