@@ -131,12 +131,12 @@ def find(results: Mapping[str, Any], path: str) -> Any:
 
 
 def items_of(results: Mapping[str, Any], path: str) -> int | None:
-    """How many items are behind the figure: what is told nearest to it."""
-    while "." in path:
+    """How many items are behind the figure: what is told nearest to it, but not of a suite as a whole."""
+    while path.count(".") > 2:
         path = path.rpartition(".")[0]
-        found = find(results, f"{path}.items")
-        if found is not None:
-            return int(found)
+        for name in ("items", "documents"):
+            if (found := find(results, f"{path}.{name}")) is not None:
+                return int(found)
     return None
 
 

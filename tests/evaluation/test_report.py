@@ -69,6 +69,13 @@ def test_a_bound_is_kept_or_not(heard, kept) -> None:
     assert "| peak memory, MB |  | not measured |  | ≤ 1000 |  |" in lines
 
 
+def test_items_are_those_of_the_set_not_of_the_suite() -> None:
+    sets = {"kathleen": {"items": 128, "greedy": {"wer": 0.2}}, "novels": {"documents": 60, "bits_per_byte": 1.7}, "alone": 3}
+    suites = {"suites": {"asr": {"items": 900, "metrics": sets}}}
+    paths = ("kathleen.greedy.wer", "novels.bits_per_byte", "alone")
+    assert [reporting.items_of(suites, f"suites.asr.metrics.{path}") for path in paths] == [128, 60, None]
+
+
 def test_headlines_name_figures_that_the_suites_have() -> None:
     """Those of `omni` are looked for in its own test; here in what other suites measured, as far as that is committed."""
     suites = {path.stem: json.loads(path.read_text()) for path in (ROOT / "results").glob("*.json") if path.stem in evaluate.SUITES}
