@@ -35,7 +35,11 @@ def results(heard: float = 0.9) -> dict[str, Any]:
             "omni": {
                 "items": 200,
                 "machine": {"device": "a CPU", "threads": 1, "torch": "2"},
-                "metrics": {"heard": {"share": heard, "share_95": [0.85, 0.94]}, "captions": {"things_f1": 0.95}, "samples": ["left out"]},
+                "metrics": {
+                    "heard": {"items": 200, "share": heard, "share_95": [0.85, 0.94]},
+                    "captions": {"things_f1": 0.95},
+                    "samples": ["left out"],
+                },
                 "baselines": {"majority": {"share": 0.3, "share_95": [0.2, 0.4]}},
                 "ceilings": {},
             }
