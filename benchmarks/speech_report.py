@@ -25,6 +25,9 @@ ROWS = 2  # sentences of each voice in the picture
 LOUD = 3.0  # scaled log-mel that is drawn white
 MARGIN, GAP, LABEL = 10, 12, 16  # pixels
 SYSTEMS = ("recording", "codec", "Talker")
+INTRODUCTION = """What speech recognizers hear in held-out sentences, up to 15 words (short) and of 16 to 30 (long): of the Talker, of the recordings of the reader whose
+voice it is, and of what log-mel and codec leave of these through each vocoder; and two controls, the Talker without the Thinker's states, and its
+speech against the next sentence's text. Below, what the codec does to real readers. Words are unseen that the training text nowhere has."""
 
 Result = dict[str, Any]
 
@@ -63,14 +66,19 @@ def tts_tables(result: Result) -> Iterator[str]:
             | result["ceilings"][voice]
             | result["baselines"][voice]
         )
+        if metrics.get("over_recordings") and metrics["talker_where_recorded"] == metrics["talker"]:
+            del systems["talker_where_recorded"]
+        yield f"## Voice `{voice}`\n"
         for judge in (name for name in metrics["talker"]["unseen_words"] if name != "words"):
-            yield f"Voice `{voice}`, heard by {judge}: errors in % with 95 % intervals\n"
+            yield f"Errors in % with 95 % intervals, heard by {judge}\n"
             rows = []
             for name, row in systems.items():
+                if not any(judge in row.get(length, {}) for length in ("short", "long")):  # not every judge hears everything
+                    continue
                 cells = [name.replace("_", " ")]
                 for length in ("short", "long"):
                     found = row.get(length)
-                    heard = found and found.get(judge)  # not every judge hears everything
+                    heard = found and found.get(judge)
                     cells += [str(found["items"]) if found else "", percent(heard, "wer"), percent(heard, "cer")]
                 rows.append([*cells, *unseen_words(row, judge)])
             head = ["", "short", "WER", "CER", "long", "WER", "CER", "with unseen words", "WER", "unseen words", "heard"]
@@ -108,7 +116,8 @@ def codec_tables(result: Result) -> Iterator[str]:
     for reader, ceilings in result["ceilings"].items():
         metrics = result["metrics"][reader]
         judges = list(ceilings["recordings"])
-        yield f"Reader `{reader}`, {metrics['items']} clips, {result['metrics']['bits_per_second']} bit/s\n"
+        yield f"## Codec of {result['metrics']['bits_per_second']:g} bit/s on reader `{reader}`\n"
+        yield f"{metrics['items']} clips, what fewer codebooks do on {metrics['codebooks']['items']} of them.\n"
         systems = ceilings | {name: row for name, row in metrics.items() if name.startswith("codec_")}
         rows = [
             [
@@ -174,7 +183,7 @@ def main() -> None:
     image = arguments.out.with_suffix(".png")
     picture(Omni.from_pretrained(arguments.ckpt, "cpu"), arguments.data).save(image, optimize=True)
     tts, *codecs = (json.loads(path.read_text()) for path in (arguments.tts, *arguments.codec))
-    lines = ["# Speech, measured", "", f"![Spectrograms]({image.name})", "", *tts_tables(tts)]
+    lines = [f"# Speech of `{tts['checkpoint']}`, measured\n", f"{INTRODUCTION}\n", f"![Spectrograms]({image.name})\n", *tts_tables(tts)]
     for codec in codecs:
         lines += codec_tables(codec)
     arguments.out.with_suffix(".md").write_text("\n".join(lines), encoding="utf-8")
