@@ -170,12 +170,13 @@ def evaluate(
 
 def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:
     """The suite's result, which is kept in the runs folder; unless `again`, one is taken that the same code measured there on the same items with the same
-    weights and settings, by the same machine: a suite may take hours."""
+    weights and settings, on the same device (on however many threads): a suite may take hours."""
     from omni.checkpoint import write_json
     from omni.evaluation.judge import runs_folder
     from omni.evaluation.sentences import EVALUATION_DATA
 
-    settings = (str(chosen.data.resolve()), chosen.limit, str(chosen.judge), machine(model.device))
+    here = machine(model.device)
+    settings = (str(chosen.data.resolve()), chosen.limit, str(chosen.judge), here["device"], here["torch"])
     digest = hashlib.sha256(repr(settings).encode())
     models = (model.folder, *([chosen.baseline] if chosen.baseline is not None and suite == "text" else []))  # no other suite reads it
     weights = (file for folder in models for kind in ("*.json", "*.safetensors", "*.model") for file in folder.glob(kind))
@@ -186,7 +187,7 @@ def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) ->
     if not again and kept.exists():
         note(f"suite {suite}: measured before ({kept})")
         return read_json(kept)
-    result = SUITES[suite](model, chosen) | {"machine": machine(model.device)}
+    result = SUITES[suite](model, chosen) | {"machine": here}
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_json(kept, result)
     return result

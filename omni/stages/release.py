@@ -425,14 +425,14 @@ STAGES: dict[str, ReleaseStage] = {
     # To bind colours to shapes and places, the vision encoder has to learn too.
     "sft-seeing": _tuning(4500, "sft", freeze=("audio_encoder",)),
     "sft-hearing": _tuning(3000, "sft-seeing", HEARING, freeze=("audio_encoder",)),
-    "sft-remembering": _tuning(3600, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
+    "sft-remembering": _tuning(4900, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
     # Retrieval by what the tuned encoder sees and the tuned Thinker reads.
     "vision-heads": _seeing(400, SEEING, TUNED, freeze=("vision_encoder", "image_projector")),
     # The Talker follows the Thinker that ships. Its loss is looked at in the end alone: the weights that have the least do not say it best.
     "talker-tuned": ReleaseStage(
         "talker",
         _clips(VOICES),
-        {"steps": 600, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 3e-4, "warmup_steps": 50, "evaluate_every": 600},
+        {"steps": 1000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 3e-4, "warmup_steps": 50, "evaluate_every": 1000},
         init_from=("talker", "codec", TUNED),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
