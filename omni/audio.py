@@ -42,14 +42,14 @@ def load_audio(path: str | Path, sample_rate_hz: int = 16_000) -> np.ndarray:
 
 
 def as_waveform(samples: Any) -> Tensor:
-    """An array or tensor (n,) or (1,n) of samples as float32 (n,) on the CPU; integers are scaled by their range, as in a WAV. Raises DataError if it
-    is none, empty or not finite."""
+    """An array or tensor (n,) or (1,n) of samples as float32 (n,) on the CPU; signed integers are scaled by their range, as in a WAV. Raises DataError
+    if it is none, empty or not finite."""
     try:
         wave = torch.as_tensor(np.ascontiguousarray(samples) if isinstance(samples, np.ndarray) else samples).cpu()
     except (TypeError, ValueError, RuntimeError):
         raise DataError(f"a waveform is an array of samples, found {samples!r:.80}") from None
     wave = wave[0] if wave.dim() == 2 and len(wave) == 1 else wave
-    if wave.dim() != 1 or not len(wave) or wave.is_complex():
+    if wave.dim() != 1 or not len(wave) or not wave.is_signed() or wave.is_complex():
         raise DataError(f"a waveform is one row of samples, found {wave.dtype} of shape {tuple(wave.shape)}")
     wave = wave.float() if wave.is_floating_point() else wave.float() / -torch.iinfo(wave.dtype).min
     if not wave.isfinite().all():

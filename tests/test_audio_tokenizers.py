@@ -73,7 +73,15 @@ def test_a_file_a_waveform_and_a_tensor_are_the_same(model: OmniModel, tmp_path:
 
 def test_what_is_no_sound_and_no_row_of_ids_is_refused(model: OmniModel) -> None:
     tokenizer = CodecTokenizer(model)
-    for wave in (np.zeros(0, np.float32), np.zeros((2, 9), np.float32), np.array([np.nan], np.float32), None, np.array(["a"])):
+    for wave in (
+        np.zeros(0, np.float32),
+        np.zeros((2, 9), np.float32),
+        np.array([np.nan], np.float32),
+        None,
+        np.array(["a"]),
+        np.array([True]),
+        np.zeros(9, np.uint8),
+    ):
         with pytest.raises(DataError, match="a waveform is|not finite"):
             tokenizer.encode_audio(wave)
     for ids in (torch.zeros(2, 2, dtype=torch.long), torch.zeros(2), ["x"], None):

@@ -420,7 +420,7 @@ STAGES: dict[str, ReleaseStage] = {
     ),
     "audio-told": _hearing(TOLD_VOICES, 6000, LISTENER),
     # Short runs, compared by what they score: one vector of a picture, means of its patches, or every patch.
-    **{f"sft-{tokens}": _tuning(800, *UNTUNED, image_tokens=tokens) for tokens in IMAGE_TOKENS},
+    **{f"sft-{tokens}": _tuning(400, *UNTUNED, image_tokens=tokens) for tokens in IMAGE_TOKENS},
     "sft": _tuning(4500, *UNTUNED),
     # To bind colours to shapes and places, the vision encoder has to learn too.
     "sft-seeing": _tuning(4500, "sft", freeze=("audio_encoder",)),

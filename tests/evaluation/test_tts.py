@@ -255,7 +255,12 @@ def test_the_page_about_speech_has_every_figure_whoever_heard_it(suite, speaker,
     )
     talker = next(line for line in page.splitlines() if line.startswith("| talker | 3 |"))
     assert talker.endswith("| 2 (11 words) | 0.0 (0.0–0.0) | 3 | 100.0 (100.0–100.0) |")
-    assert page.count("## Voice `kathleen`") == 1 and page.count("heard by whisper-tiny.en") == 2 and "| states zeroed |" in page and "| mel neural |" in page
+    assert (
+        page.count("## Voice `kathleen`") == 1
+        and page.count("heard by whisper-tiny.en") == 2
+        and "| states zeroed |" in page
+        and "| mel neural |" in page
+    )
     assert "On 2 short sentences that its reader has recorded, points of WER over the recordings: 0.0 (0.0–0.0) (whisper-base), 0.0" in page
     monkeypatch.setattr(codec, "speech_sets", lambda data: {reader: [Clip(sounds[0], TEXTS[0], TEXTS[0])] for reader in ("kathleen", "lj")})
     monkeypatch.setattr(codec, "find_judges", lambda environment: judges)
