@@ -27,7 +27,7 @@ MARGIN, GAP, LABEL = 10, 12, 16  # pixels
 SYSTEMS = ("recording", "codec", "Talker")
 INTRODUCTION = """What speech recognizers hear in held-out sentences, up to 15 words (short) and of 16 to 30 (long): of the Talker, of the recordings of the reader whose
 voice it is, and of what log-mel and codec leave of these through each vocoder; and two controls, the Talker without the Thinker's states, and its
-speech against the next sentence's text. Below, what the codec does to real readers. Words are unseen that the training text nowhere has."""
+speech against the next sentence's text. Some 32 of the sentences were listened to while the Talker was made (docs/log.md, 2026-11-21). Below, what the codec does to real readers. Words are unseen that the training text nowhere has."""
 
 Result = dict[str, Any]
 
@@ -83,6 +83,12 @@ def tts_tables(result: Result) -> Iterator[str]:
                 rows.append([*cells, *unseen_words(row, judge)])
             head = ["", "short", "WER", "CER", "long", "WER", "CER", "with unseen words", "WER", "unseen words", "heard"]
             yield from table(head, rows)
+            for name, row in systems.items():
+                for group in ("short", "long", "with_unseen_words"):
+                    heard = row.get(group, {}).get(judge, {})
+                    if heard.get("loops"):
+                        told = f"{name.replace('_', ' ')}, {group.replace('_', ' ')}: {judge} heard {heard['loops']} in circles"
+                        yield f"{told}; WER of the others {100 * heard['wer_without_loops']:.1f} %.\n"
         for name, compared in (
             ("over_recordings", "that its reader has recorded, points of WER over the recordings"),
             ("zeroed_over_talker", "said without the Thinker's states, points of WER over the Talker with them"),
@@ -93,11 +99,11 @@ def tts_tables(result: Result) -> Iterator[str]:
         replies = metrics["replies"]
         if replies["items"]:
             (heard,) = (found for found in replies.values() if isinstance(found, dict))
-            yield f"{replies['items']} texts of 60 words and more: {replies['cut']} not said to their end, WER {percent(heard, 'wer')} %.\n"
+            yield f"{replies['items']} texts of 60 words and more: of {replies['cut']} the end was not heard, {heard['loops']} heard in circles, WER {percent(heard, 'wer')} %.\n"
         twice = metrics["repeated"]
         yield (
-            f"Of {metrics['items']} sentences {metrics['runaways']} ran away and {metrics['early_stops']} ended early; {twice['same']} of {twice['items']} "
-            f"were the same when said twice; real-time factor {metrics['real_time_factor']}.\n"
+            f"Of {metrics['items']} sentences {metrics['runaways']} ran away and of {metrics['early_stops']} the end was not heard; {twice['same']} of {twice['items']} "
+            f"were the same when said twice; real-time factor {metrics['real_time_factor']}, many sentences at once.\n"
         )
 
 

@@ -22,6 +22,7 @@ from omni.errors import ConfigError, DataError
 
 LOG_FLOOR = 1e-5
 BLOCK = 1 << 20  # samples that are decoded at once
+LOSSLESS, LOSSY = ("WAV", "FLAC"), ("OGG", "MP3")  # formats that are written
 UNKNOWN_LENGTH = 1 << 62  # a stream whose header was written before its end was known claims more
 MAX_CHANNELS, MAX_RATE_HZ = 8, 192_000  # of a sound whose length is limited
 # Mean and standard deviation of ln(mel) over read speech (natural and synthetic): one fixed scaling, so that loudness is kept.
@@ -91,23 +92,31 @@ def decode_audio(data: bytes, name: str, sample_rate_hz: int = 16_000, max_s: fl
     return resampled(wave, rate, sample_rate_hz)
 
 
+def check_target(path: Path) -> None:
+    """Raises DataError if no sound can be written there, which is better known before it is made."""
+    if not path.name or path.is_dir():
+        raise DataError(f"{path}: is a folder; name a file")
+    if path.suffix[1:].upper() not in (*LOSSLESS, *LOSSY):
+        raise DataError(f"{path}: cannot write audio as {path.suffix!r}; use .wav or .flac")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: the folder {path.parent} does not exist")
+
+
 def save_audio(target: str | Path | BinaryIO, waveform: np.ndarray | Tensor, sample_rate_hz: int, *, format: str | None = None) -> None:
-    """Write a waveform (n,) as 16-bit audio; a path is replaced whole or not at all, in the format of its ending."""
+    """Write a waveform (n,), as 16-bit audio where the format is lossless; a path is replaced whole or not at all, in the format of its ending,
+    a stream is written in `format`."""
     samples = np.asarray(waveform, dtype=np.float32)
     if not isinstance(target, (str, Path)):
         soundfile.write(target, samples, sample_rate_hz, format=format or "WAV", subtype="PCM_16")
         return
     path = Path(target)
-    kind = format or path.suffix.lstrip(".").upper() or "WAV"
-    if kind not in soundfile.available_formats():
-        raise DataError(f"{path}: cannot write audio as {path.suffix!r}; use .wav or .flac")
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: the folder {path.parent} does not exist")
+    check_target(path)
+    kind = path.suffix[1:].upper()
     part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        soundfile.write(part, samples, sample_rate_hz, format=kind)
+        soundfile.write(part, samples, sample_rate_hz, format=kind, subtype="PCM_16" if kind in LOSSLESS else None)
         os.replace(part, path)
-    except (OSError, soundfile.SoundFileError, TypeError) as error:  # TypeError: a format that has no 16-bit samples of its own accord
+    except (OSError, soundfile.SoundFileError) as error:
         raise DataError(f"{path}: cannot be written: {error}") from None
     finally:
         with suppress(OSError):

@@ -76,7 +76,7 @@ def bench_speech(
     omni = Omni.from_pretrained(checkpoint, device, vocoder)
     speed = measure_speech(omni, voice, rounds)
     if as_json:
-        print_json({"what": "speech", "machine": machine(omni.device), "metrics": vars(speed)})
+        print_json({"what": "speech", "checkpoint": str(omni.folder), "machine": machine(omni.device), "metrics": vars(speed)})
         return
     parts = ", ".join(f"{stage} {ms:g}" for stage, ms in speed.stages_ms.items())
     print(f"first sound after {speed.first_audio_ms:g} ms ({parts}), {speed.words} words, {speed.vocoder} vocoder")

@@ -100,7 +100,7 @@ def _manifest(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = (
     if not path.is_file():
         raise DataError(f"{path}: no such manifest")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     rows: dict[str, Row] = {}
@@ -115,7 +115,7 @@ def _manifest(path: Path, needed: tuple[str, ...], optional: tuple[str, ...] = (
         if not isinstance(row, dict):
             raise DataError(f"{where}: a row is an object, found {type(row).__name__}")
         identity = str(row["id"]) if isinstance(row.get("id"), (str, int)) else ""
-        if not identity.strip(".") or any(c in identity for c in "/\\\0"):
+        if not identity.strip(".") or any(c in identity for c in "/\\\0") or not identity.isprintable() or len(identity.encode()) > 200:
             raise DataError(f"{where}: a row needs an 'id' that can be a file name")
         if identity in rows:
             raise DataError(f"{where}: the id {identity!r} is used twice")
@@ -149,6 +149,12 @@ def _fail(failed: int, total: int, what: str) -> None:
     """Raises DataError if any failed; each has had its own line."""
     if failed:
         raise DataError(f"{failed} of {total} {what} failed")
+
+
+def _check_target(path: Path) -> None:
+    from omni.audio import check_target
+
+    check_target(path)
 
 
 def _save_speech(speech: Speech, path: Path) -> None:
@@ -198,6 +204,8 @@ def ask(
     if manifest is not None:
         _ask_rows(manifest, out_dir, voice, sampling, strict, batch_size, lambda: _load(ckpt, device))
         return
+    if audio_out is not None:
+        _check_target(audio_out)
     omni = _load(ckpt, device)
     reply = omni.ask(
         text, image=image, audio=audio, video=video, speak=audio_out is not None, voice=voice, sampling=sampling, strict=strict
@@ -241,8 +249,12 @@ def _ask_rows(
         result = {"id": row["id"], "text": reply.text}
         if reply.speech is not None and out_dir is not None:
             path = out_dir / f"{row['id']}.wav"
-            _save_speech(reply.speech, path)
-            result["file"] = str(path)
+            try:
+                _save_speech(reply.speech, path)
+                result["file"] = str(path)
+            except DataError as error:
+                note(f"error: {error}")
+                failed += 1
         print_json(result)
     _fail(failed, len(rows), "questions")
 
@@ -278,6 +290,8 @@ def say(
     if out is None or out_dir is not None:
         raise DataError("say where to: --out FILE.wav, or --out - for a stream; --out-dir belongs to --manifest")
     assert text is not None
+    if out != "-":
+        _check_target(Path(out))
     omni = _load_speaking(model, ckpt, device, vocoder)
     if out == "-":
         if as_json:
@@ -323,8 +337,13 @@ def _say_rows(
             continue
         speech, seconds = result
         path = out_dir / f"{row['id']}.wav"
-        _save_speech(speech, path)
-        print_json({"id": row["id"], "file": str(path), **_figures(omni, speech, seconds)})
+        try:
+            _save_speech(speech, path)
+        except DataError as error:
+            note(f"error: {error}")
+            failed += 1
+        else:
+            print_json({"id": row["id"], "file": str(path), **_figures(omni, speech, seconds)})
     _fail(failed, len(rows), "sentences")
 
 

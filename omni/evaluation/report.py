@@ -90,6 +90,8 @@ HEADLINES = (
     Headline("… points over the recordings", "suites.tts.metrics.heart.over_recordings.short.whisper-base.points", most=5),
     Headline("… 16 to 30 words", "suites.tts.metrics.heart.over_recordings.long.whisper-base.points", most=8),
     Headline("… `kathleen`, up to 15 words", "suites.tts.metrics.kathleen.over_recordings.short.whisper-base.points", most=10),
+    Headline("… 16 to 30 words: WER", "suites.tts.metrics.kathleen.talker.long.whisper-base.wer"),
+    Headline("… `joe`, up to 15 words: WER", "suites.tts.metrics.joe.talker.short.whisper-base.wer"),
     Headline(
         "… `heart` without the Thinker's states, up to 15 words: points more",
         "suites.tts.metrics.heart.zeroed_over_talker.short.whisper-base.points",

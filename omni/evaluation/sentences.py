@@ -40,7 +40,10 @@ QUOTAS = {
 }
 NEW_WORDS = 0.25  # of a quota is for sentences with a word that the Talker never meets in training
 INSIDE = re.compile(r"[a-z][a-z']*[,;:]?|I('[a-z]+)?,?")  # words behind the first: no name, no hyphen, no mark of its own
-MISWRITTEN = re.compile(r"\b(?:ok|tv|wifi|veg)\b|(?<!\w)'|'(?!\w)|'nt\b", re.IGNORECASE)  # what recognizers write otherwise, and slips
+SLIPS = "you you|aright|ye|mane of|ike|yo|goo|the care|for you assistance|you visit|hubert j|jasbir|bong"  # in the draw; all of them words elsewhere
+MISWRITTEN = re.compile(
+    rf"\b(?:ok|tv|wifi|veg|{SLIPS})\b|(?<!\w)'|'(?!\w)|'nt\b", re.IGNORECASE
+)  # what recognizers write otherwise, and slips
 CUT = re.compile(rf"{release.ABBREVIATION.pattern}\.$")  # behind it a sentence goes on
 TYPO = 20  # dialogues are typed by many hands: a word that no book has is a typing error if it is rarer
 

@@ -40,7 +40,6 @@ REPEATED = 20  # sentences that are said twice
 CONTROLS = 60  # sentences of each length that show what a control, or Griffin-Lim, does
 RUNAWAY = 2.0  # times the usual length, and a second more: speech that does not end
 REPLIES, REPLY_WORDS = 10, 60  # so many texts of as many words, to be said to their end
-CUT_WORDS = 2  # so many last words unheard: speech that ends too early
 
 Row = dict[str, Any]
 
@@ -85,8 +84,7 @@ class Examination:
                 out[group] = {"items": len(chosen), "words": sum(sentences[i].words for i in chosen)}
                 for name, said in heard.items():
                     found = [said[i] for i in chosen]
-                    loops = sum(map(is_loop, texts, found))
-                    out[group][name] = asdict(error_rates(texts, found, ids)) | {"loops": loops}
+                    out[group][name] = asdict(error_rates(texts, found, ids)) | loops(texts, found, ids)
         for name, wanted in (("unseen_words", False), ("seen_words", True)):
             out[name] = self._heard(sentences, heard, wanted)
         return out
@@ -128,13 +126,23 @@ def is_runaway(sentence: Sentence, speech: Speech, code_rate_hz: float) -> bool:
 
 
 def is_cut(sentence: Sentence, heard: str) -> bool:
-    """Whether the last words are missing."""
-    return not any(found for _, found in words_heard(sentence.text, heard)[-CUT_WORDS:])
+    """Whether neither of the last two words is heard where it belongs: last, or next to last."""
+    said, found = (["", *normalise(text).split()] for text in (sentence.text, heard))
+    return said[-1] not in found[-2:] and (len(said) < 3 or said[-2] not in found[-3:-1])
 
 
 def is_loop(said: str, heard: str) -> bool:
     """Whether a judge hears so much more than was said that it must have gone round in circles: one such item is most of a set's errors."""
     return len(normalise(heard).split()) > 2 * len(normalise(said).split()) + 5
+
+
+def loops(texts: Sequence[str], heard: Sequence[str], ids: Sequence[str]) -> Row:
+    """How often a judge did, and if it did, WER of the other items."""
+    rows = [row for row in zip(texts, heard, ids, strict=True) if not is_loop(*row[:2])]
+    found: Row = {"loops": len(texts) - len(rows)}
+    if rows and found["loops"]:
+        found |= {f"{name}_without_loops": value for name, value in asdict(error_rates(*zip(*rows, strict=True))).items() if name == "wer"}
+    return found
 
 
 # --- the suite
@@ -210,7 +218,7 @@ def evaluate_replies(omni: Omni, voice: str, sentences: Sequence[Sentence], exam
         return {"items": 0}
     heard = exam.reference.hear([speech.waveform for speech in say(omni, texts, voice)])
     (name, found), ids = *heard.items(), [s.id for s in texts]
-    rates = asdict(error_rates([s.text for s in texts], found, ids))
+    rates = asdict(error_rates([s.text for s in texts], found, ids)) | loops([s.text for s in texts], found, ids)
     cut = sum(is_cut(s, text) for s, text in zip(texts, found, strict=True))
     return {"items": len(texts), "words": sum(s.words for s in texts), "cut": cut, name: rates}
 
