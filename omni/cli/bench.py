@@ -80,6 +80,7 @@ def bench_speech(
         return
     parts = ", ".join(f"{stage} {ms:g}" for stage, ms in speed.stages_ms.items())
     print(f"first sound after {speed.first_audio_ms:g} ms ({parts}), {speed.words} words, {speed.vocoder} vocoder")
+    print(f"first audible sample after {speed.first_audible_ms:g} ms; longest wait for a piece {speed.longest_wait_ms:g} ms")
     print(f"real-time factor {speed.real_time_factor:g}, streamed {speed.streamed_real_time_factor:g}, on {speed.audio_s:g} s of speech")
     print(f"streamed and whole differ by {speed.streamed_difference:.1e} at most; look-ahead {speed.look_ahead_ms} ms")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ LONGER = (
     "looked at them as if it had been waiting all day long."
 )
 OTHER = "everything_else"
+AUDIBLE = 0.01  # of full scale: what is softer is silence
 TRIES = 3  # of the whole texts, of which the median counts
 
 
@@ -65,7 +66,9 @@ def measure_generation(omni: Omni, seconds: float = 10.0, n_tokens: int = 64) ->
 
 @dataclass(frozen=True)
 class SpeechSpeed:
-    """Of a ten-word sentence: milliseconds to the first sound (median, and each stage's part in that request) and the length of that sound;
+    """Of a ten-word sentence: milliseconds to the first sound (median, and each stage's part in that request) and the length of that sound, much
+    of which is the silence before the first word; so also to the first audible sample, for who plays each piece as it comes, and how long that
+    player waits for a piece at most (0: never), medians too;
     of speech of `audio_s` seconds: `real_time_factor`, seconds of work for a second of speech, streamed and as a whole; and the largest
     difference of a sample between the two, over both texts. `look_ahead_ms` of codec decoder and vocoder, which the first sound waits for."""
 
@@ -74,6 +77,8 @@ class SpeechSpeed:
     first_audio_ms: float
     stages_ms: dict[str, float]
     first_piece_ms: float
+    first_audible_ms: float
+    longest_wait_ms: float
     look_ahead_ms: dict[str, float]
     audio_s: float
     real_time_factor: float
@@ -133,6 +138,27 @@ def _streamed(omni: Omni, text: str, voice: str | None) -> tuple[np.ndarray, flo
     return np.concatenate(pieces), time.perf_counter() - start
 
 
+def played(pieces: Iterable[tuple[float, np.ndarray]], rate_hz: int) -> tuple[float, float]:
+    """Pieces (n,) of a waveform with the seconds at which they come, for who plays them as they come → seconds until the first audible sample (the end,
+    if there is none), and the longest wait for a piece that is late."""
+    audible, wait, end = None, 0.0, None
+    for now, piece in pieces:
+        begin = now if end is None else max(now, end)
+        wait = max(wait, begin - end) if end is not None else wait
+        loud = np.flatnonzero(np.abs(piece) > AUDIBLE)
+        if audible is None and len(loud):
+            audible = begin + float(loud[0]) / rate_hz
+        end = begin + len(piece) / rate_hz
+    assert end is not None, "nothing came"
+    return end if audible is None else audible, wait
+
+
+def _arriving(omni: Omni, text: str, voice: str | None) -> Iterator[tuple[float, np.ndarray]]:
+    start = time.perf_counter()
+    for speech in omni.say_stream(text, voice):
+        yield time.perf_counter() - start, speech.waveform
+
+
 def measure_speech(omni: Omni, voice: str | None = None, rounds: int = 10) -> SpeechSpeed:
     """The stages are those of the request with the median time. Raises ConfigError for a voice that the model does not have, CheckpointError
     for a checkpoint that cannot speak."""
@@ -145,6 +171,7 @@ def measure_speech(omni: Omni, voice: str | None = None, rounds: int = 10) -> Sp
             seconds = time.perf_counter() - start
         requests.append((seconds, {**spent, OTHER: seconds - sum(spent.values())}, first.duration_s))
     seconds, spent, first_s = sorted(requests, key=lambda request: request[0])[(rounds - 1) // 2]
+    audible, waits = zip(*(played(_arriving(omni, TEN_WORDS, voice), rate_hz) for _ in range(rounds)), strict=True)
     texts = (TEN_WORDS, LONGER)
     whole = [[_whole(omni, text, voice) for text in texts] for _ in range(TRIES)]
     streamed = [[_streamed(omni, text, voice) for text in texts] for _ in range(TRIES)]
@@ -158,6 +185,8 @@ def measure_speech(omni: Omni, voice: str | None = None, rounds: int = 10) -> Sp
         first_audio_ms=round(1000 * seconds, 1),
         stages_ms={stage: round(1000 * s, 1) for stage, s in spent.items()},
         first_piece_ms=round(1000 * first_s, 1),
+        first_audible_ms=round(1000 * statistics.median(audible), 1),
+        longest_wait_ms=round(1000 * statistics.median(waits), 1),
         look_ahead_ms=look_ahead | ({"vocoder": vocoder.delay_ms} if isinstance(vocoder, NeuralVocoder) else {}),
         audio_s=round(audio_s, 2),
         real_time_factor=round(pace, 4),

@@ -240,6 +240,13 @@ def test_bench_speech_prints_one_object(speaker, brief, monkeypatch, capsys):
     assert set(result["metrics"]) == set(speed.SpeechSpeed.__dataclass_fields__)
 
 
+def test_who_plays_what_comes_hears_it_after_its_silence_and_waits_for_what_is_late() -> None:
+    loud, silent = np.full(100, 0.5, np.float32), np.zeros(100, np.float32)
+    assert speed.played([(0.2, silent), (0.25, np.append(silent, loud))], 1000) == pytest.approx((0.4, 0.0))
+    assert speed.played([(0.2, loud), (0.5, loud)], 1000) == pytest.approx((0.2, 0.2))
+    assert speed.played([(0.2, silent)], 1000) == pytest.approx((0.3, 0.0))
+
+
 def test_the_page_about_speech_has_every_figure_whoever_heard_it(suite, speaker, sounds, tmp_path, monkeypatch, told_judge) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import speech_report
