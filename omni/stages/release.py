@@ -215,7 +215,7 @@ TRANSCRIBED = {
 }
 ALOUD = ("world", "questions/espeak", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
 CAPTIONED = 3  # times that every scene is described in an epoch: a caption says all that a dozen answers would
-HARDER = {"count": 2, "relation": 4}  # kinds of questions about pictures that are asked more often, times
+HARDER = {"count": 4, "relation": 4}  # kinds of questions about pictures that are asked more often, times
 MIX = {  # conversations of each kind in an epoch; `transcribe` follows from its rows
     "chat": 30_000,
     "prose": 30_000,
@@ -252,7 +252,8 @@ def _conversations(folders: Folders) -> Iterable[Row]:
         if normalised(row["sentence"]) not in release.held_out_statements(folders.data)
     ]
     yield from conversations.judged(conversations.take(statements, MIX["statement"], rng), rng)
-    clips = list(_heard_whole(_clips(TRANSCRIBED)(folders)))
+    config = preset(PRESET)
+    clips = list(_not_longer(_clips(TRANSCRIBED)(folders), config.max_audio_tokens / config.encoder_rate_hz))  # heard to their end
     yield from conversations.transcribed(clips, rng)
     dialogues = [*_dialogues(folders), *release.read_jsonl(folders.world.manifest("text_chat"))]
     yield from conversations.chats(conversations.take(dialogues, MIX["chat"], rng), aloud, rng)
@@ -287,10 +288,8 @@ def _aloud(folders: Folders) -> Aloud:
     return aloud
 
 
-def _heard_whole(rows: Iterable[Row]) -> Iterable[Row]:
-    """Those whose clips the Thinker hears to their end."""
-    config = preset(PRESET)
-    longest_s = config.max_audio_tokens / config.encoder_rate_hz
+def _not_longer(rows: Iterable[Row], longest_s: float) -> Iterable[Row]:
+    """Those whose clips are not."""
     for row in rows:
         if (row["duration_s"] if "duration_s" in row else soundfile.info(row["audio"]).duration) <= longest_s:
             yield row
@@ -456,7 +455,8 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
     """The training and validation manifests of a step; written anew every time, unchanged rows giving unchanged files."""
     stage = STAGES[step]
     sides: tuple[list[str], list[str]] = [], []
-    for row in stage.rows(folders):
+    rows = stage.rows(folders)
+    for row in _not_longer(rows, stage.data["max_audio_s"]) if "max_audio_s" in stage.data else rows:
         sides[_validates(row)].append(json.dumps(row, ensure_ascii=False))
     if not sides[0]:
         raise DataError(f"{folders.data}: no training row for stage {step}; fetch the data with: muomni data get all")

@@ -125,6 +125,16 @@ def test_every_kind_of_conversation_is_there_and_all_their_media_are_files(data,
     assert sum(row["kind"] == "image_qa" for row in rows) == 24
 
 
+def test_clips_that_are_longer_than_a_step_takes_are_left_out(data, work):
+    def files() -> set[str]:
+        return {Path(row["audio"]).name for row in rows_of(release.release_run("codec", data, work))}
+
+    assert "teacher.flac" in files()
+    soundfile.write(work / "voices/teacher.flac", torch.zeros(13 * 16_000).numpy(), 16_000)
+    found = files()
+    assert found and "teacher.flac" not in found
+
+
 def test_harder_questions_are_asked_more_often(data, work, world, monkeypatch):
     monkeypatch.setattr(release, "HARDER", {"count": 3})
     known = [row for row in data_release.read_jsonl(world / "conversations.jsonl") if row["kind"] == "image_qa"]
