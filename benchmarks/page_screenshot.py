@@ -1,6 +1,7 @@
 """The picture of the page in the docs: a server, headless Chromium, and a conversation about a picture.
 
-    python benchmarks/page_screenshot.py --ckpt checkpoints/… --image scene.png --ask "What is in the picture?" [--audio question.wav] --out docs/page.png
+    python benchmarks/page_screenshot.py --ckpt checkpoints/… --image scene.png --ask "What is in the picture?" [--audio question.wav] --out
+    docs/page.png
 
 Needs the extra `browser`, Chromium and its driver. A sound is sent as the last question.
 """

@@ -25,9 +25,10 @@ ROWS = 2  # sentences of each voice in the picture
 LOUD = 3.0  # scaled log-mel that is drawn white
 MARGIN, GAP, LABEL = 10, 12, 16  # pixels
 SYSTEMS = ("recording", "codec", "Talker")
-INTRODUCTION = """What speech recognizers hear in held-out sentences, up to 15 words (short) and of 16 to 30 (long): of the Talker, of the recordings of the reader whose
-voice it is, and of what log-mel and codec leave of these through each vocoder; and two controls, the Talker without the Thinker's states, and its
-speech against the next sentence's text. Some 32 of the sentences were listened to while the Talker was made (docs/log.md, 2026-11-21). Below, what the codec does to real readers. Words are unseen that the training text nowhere has."""
+INTRODUCTION = """What speech recognizers hear in held-out sentences, up to 15 words (short) and of 16 to 30 (long): of the Talker, of the recordings
+of the reader whose voice it is, and of what log-mel and codec leave of these through each vocoder; and two controls, the Talker without the
+Thinker's states, and its speech against the next sentence's text. Some 32 of the sentences were listened to while the Talker was made
+(docs/log.md, 2026-11-21). Words are unseen that the training text nowhere has. Below, what the codec does to real readers."""
 
 Result = dict[str, Any]
 
@@ -85,10 +86,7 @@ def tts_tables(result: Result) -> Iterator[str]:
             yield from table(head, rows)
             for name, row in systems.items():
                 for group in ("short", "long", "with_unseen_words"):
-                    heard = row.get(group, {}).get(judge, {})
-                    if heard.get("loops"):
-                        told = f"{name.replace('_', ' ')}, {group.replace('_', ' ')}: {judge} heard {heard['loops']} in circles"
-                        yield f"{told}; WER of the others {100 * heard['wer_without_loops']:.1f} %.\n"
+                    yield from circles(f"{name}, {group}".replace("_", " "), judge, row.get(group, {}).get(judge, {}))
         for name, compared in (
             ("over_recordings", "that its reader has recorded, points of WER over the recordings"),
             ("zeroed_over_talker", "said without the Thinker's states, points of WER over the Talker with them"),
@@ -98,13 +96,20 @@ def tts_tables(result: Result) -> Iterator[str]:
                 yield f"On {found['items']} {length} sentences {compared}: {over}.\n"
         replies = metrics["replies"]
         if replies["items"]:
-            (heard,) = (found for found in replies.values() if isinstance(found, dict))
-            yield f"{replies['items']} texts of 60 words and more: of {replies['cut']} the end was not heard, {heard['loops']} heard in circles, WER {percent(heard, 'wer')} %.\n"
+            ((judge, heard),) = ((name, found) for name, found in replies.items() if isinstance(found, dict))
+            yield f"{replies['items']} texts of 60 words and more: of {replies['cut']} the end was not heard, WER {percent(heard, 'wer')} %.\n"
+            yield from circles("Of these", judge, heard)
         twice = metrics["repeated"]
         yield (
             f"Of {metrics['items']} sentences {metrics['runaways']} ran away and of {metrics['early_stops']} the end was not heard; {twice['same']} of {twice['items']} "
             f"were the same when said twice; real-time factor {metrics['real_time_factor']}, many sentences at once.\n"
         )
+
+
+def circles(what: str, judge: str, heard: Result) -> Iterator[str]:
+    """A line, if the judge heard some of it in circles."""
+    if heard.get("loops"):
+        yield f"{what}: {judge} heard {heard['loops']} in circles; WER of the others {100 * heard['wer_without_loops']:.1f} %.\n"
 
 
 def unseen_words(row: Result, judge: str) -> list[str]:

@@ -86,7 +86,8 @@ def render(
     """Render a conversation into at most `context_length - reserve` positions.
 
     A clip over its budget is cut, and the oldest turns (never a leading system message) are dropped until the rest fits, answers with their
-    questions; each with a notice. Raises DataError for an empty conversation, a last turn that cannot fit alone, and, when `strict`, instead of any notice.
+    questions; each with a notice. Raises DataError for an empty conversation, a last turn that cannot fit alone, and, when `strict`, instead of any
+    notice.
     """
     if not messages:
         raise DataError("a conversation needs at least one message")

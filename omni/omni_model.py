@@ -154,8 +154,8 @@ class OmniModel(nn.Module):
     ) -> Tensor:
         """ids (B,T) → embeddings (B,T,d) with media in their places.
 
-        `image_slots` (N,2) holds (row, start) of each picture in `pixels`, or of those encoded already in `images` (N, n_image_tokens, d); `audio_slots` (M,3) holds (row, start, length) of each clip in
-        `mel`; a clip longer than its slot is cut to it.
+        `image_slots` (N,2) holds (row, start) of each picture in `pixels`, or of those encoded already in `images` (N, n_image_tokens, d);
+        `audio_slots` (M,3) holds (row, start, length) of each clip in `mel`; a clip longer than its slot is cut to it.
         """
         x = self.thinker.tok_emb(input_ids)
         if pixels is not None and len(pixels):

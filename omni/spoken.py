@@ -24,8 +24,8 @@ MOST_DIGITS = 9  # longer numbers are read digit by digit, as are those that beg
 
 
 def spoken_form(text: str) -> str:
-    """`text` in words, with single spaces; empty if there is nothing to say, or only letters that are not Latin ones. "It's $3.50 at 7:05 pm." → "It's three dollars and fifty cents at seven oh
-    five pee em." """
+    """`text` in words, with single spaces; empty if there is nothing to say, or only letters that are not Latin ones. "It's $3.50 at 7:05 pm." →
+    "It's three dollars and fifty cents at seven oh five pee em." """
     text = unicodedata.normalize("NFKC", text)
     for pattern, say in RULES:
         text = pattern.sub(say, text)

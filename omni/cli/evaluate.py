@@ -169,8 +169,8 @@ def evaluate(
 
 
 def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:
-    """The suite's result, which is kept in the runs folder; unless `again`, one is taken that the same code measured there on the same items with the same
-    weights and settings, on the same device (on however many threads): a suite may take hours."""
+    """The suite's result, which is kept in the runs folder; unless `again`, one is taken that the same code measured there on the same items with
+    the same weights and settings, on the same device (on however many threads): a suite may take hours."""
     from omni.checkpoint import write_json
     from omni.evaluation.judge import runs_folder
     from omni.evaluation.sentences import EVALUATION_DATA

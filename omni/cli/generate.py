@@ -163,6 +163,16 @@ def _save_speech(speech: Speech, path: Path) -> None:
     save_audio(path, speech.waveform, speech.sample_rate_hz)
 
 
+def _is_saved(speech: Speech, path: Path) -> bool:
+    """Whether it could be; a note says why not, and the other rows go on."""
+    try:
+        _save_speech(speech, path)
+    except DataError as error:
+        note(f"error: {error}")
+        return False
+    return True
+
+
 def _note_reply(reply: Reply, prefix: str = "") -> None:
     for notice in reply.notices:
         note(f"notice: {prefix}{notice}")
@@ -249,11 +259,9 @@ def _ask_rows(
         result = {"id": row["id"], "text": reply.text}
         if reply.speech is not None and out_dir is not None:
             path = out_dir / f"{row['id']}.wav"
-            try:
-                _save_speech(reply.speech, path)
+            if _is_saved(reply.speech, path):
                 result["file"] = str(path)
-            except DataError as error:
-                note(f"error: {error}")
+            else:
                 failed += 1
         print_json(result)
     _fail(failed, len(rows), "questions")
@@ -337,13 +345,10 @@ def _say_rows(
             continue
         speech, seconds = result
         path = out_dir / f"{row['id']}.wav"
-        try:
-            _save_speech(speech, path)
-        except DataError as error:
-            note(f"error: {error}")
-            failed += 1
-        else:
+        if _is_saved(speech, path):
             print_json({"id": row["id"], "file": str(path), **_figures(omni, speech, seconds)})
+        else:
+            failed += 1
     _fail(failed, len(rows), "sentences")
 
 

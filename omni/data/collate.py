@@ -100,7 +100,8 @@ class VocoderBatch(Batch):
 @dataclass(frozen=True)
 class ConversationBatch(Batch):
     """input_ids, labels (B,T); branches (B,T), 0 in what all conversations of a row share, n in what belongs to its nth; groups (B,T), numbers
-    within a row of what the loss counts alike; pixels (N,3,H,W) with image_slots (N,2) = (row, start); mel (M,T',mels) and mel_lengths (M,) with audio_slots (M,3) = (row, start, length)."""
+    within a row of what the loss counts alike; pixels (N,3,H,W) with image_slots (N,2) = (row, start); mel (M,T',mels) and mel_lengths (M,) with
+    audio_slots (M,3) = (row, start, length)."""
 
     input_ids: Tensor
     labels: Tensor

@@ -94,8 +94,8 @@ class MultimodalDataset:
         aligner: TimesOfIds | None = None,
     ) -> None:
         """`config`: how sequences are made; `max_audio_duration` in seconds: a row that says it is longer is left out, and so is a file
-        whose header does, unless there is an `audio_preprocessor`; a waveform that is longer is an error. Raises ConfigError when text and sound are to be side by side, and there is no
-        `aligner`; DataError when every clip is too long, or none is of one of the voices."""
+        whose header does, unless there is an `audio_preprocessor`; a waveform that is longer is an error. Raises ConfigError when text and sound
+        are to be side by side, and there is no `aligner`; DataError when every clip is too long, or none is of one of the voices."""
         self.config = config or SpeechLMConfig()
         if self.config.side_by_side and aligner is None:
             raise ConfigError(

@@ -91,8 +91,8 @@ def answers(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Row:
 
 @dataclass(frozen=True)
 class SceneResults:
-    """Right answers to the typed and the spoken questions, beside the baselines: another scene's picture, no picture, the commonest answer to the kind of
-    question. `scores` has `answers` of each by name."""
+    """Right answers to the typed and the spoken questions, beside the baselines: another scene's picture, no picture, the commonest answer to the
+    kind of question. `scores` has `answers` of each by name."""
 
     scores: Row
     typed_replies: list[str]
@@ -157,8 +157,8 @@ def _nats_per_character(omni: Omni, waveform: Any, text: str) -> float:
 
 @dataclass(frozen=True)
 class WorldResults:
-    """Right answers about unseen scenes (`SceneResults.scores`), typed and by voices never heard; what CTC hears of held-out sentences by such voices; and, with a judge,
-    what it hears when the model says held-out sentences, its voices taking turns."""
+    """Right answers about unseen scenes (`SceneResults.scores`), typed and by voices never heard; what CTC hears of held-out sentences by such
+    voices; and, with a judge, what it hears when the model says held-out sentences, its voices taking turns."""
 
     scenes: Row
     hearing: Row

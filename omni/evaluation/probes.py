@@ -7,8 +7,8 @@
                          six; a colour that is absent, shared, or too near the middle is not asked about
 
 Each is read from the CLS vector ("cls"), from the mean of all patches ("mean") and from the patches averaged over a grid of 7 x 7
-("grid"); "chosen" is what the held-back training scenes chose of the three. Accuracy is over all questions; `balanced` is the mean recall of every class of every question (the majority answer scores 1 / classes);
-`exact` demands all answers about a scene.
+("grid"); "chosen" is what the held-back training scenes chose of the three. Accuracy is over all questions; `balanced` is the mean recall of every
+class of every question (the majority answer scores 1 / classes); `exact` demands all answers about a scene.
 
 N scenes  F features  Q questions  K classes"""
 

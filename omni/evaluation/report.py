@@ -46,8 +46,9 @@ class Headline:
         return "yes" if (self.least is None or value >= self.least) and (self.most is None or value <= self.most) else "**no**"
 
 
-HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine; where they are
-measured they have rows of their own. It has heard none of those who ask: festival's ked, Kokoro-82M's michael and emma, espeak-ng's f5, max and Andrea."""
+HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine; where
+they are measured they have rows of their own. It has heard none of those who ask: festival's ked, Kokoro-82M's michael and emma, espeak-ng's f5,
+max and Andrea."""
 OMNI, FORGOTTEN = "suites.omni.metrics", "forgetting"
 HEADLINES = (
     Headline("spoken question about an unseen scene, spoken answer: right as Whisper base hears it", f"{OMNI}.heard.share", least=0.8),

@@ -61,7 +61,8 @@ def question_voices(folder: Path = CLIPS) -> Voices:
 
 
 def scene_questions(asked: list[AskedScene], voices: Voices, speaker: str | None = None) -> list[SceneQuestion]:
-    """The first questions in the voice of `speaker`; without one, the voices take turns with every kind of question. Raises DataError for a question that nobody asked."""
+    """The first questions in the voice of `speaker`; without one, the voices take turns with every kind of question. Raises DataError for a
+    question that nobody asked."""
     names = [speaker] if speaker is not None else list(voices)
     found: list[SceneQuestion] = []
     turns: dict[str, int] = {}  # of every kind of question: whose turn it is

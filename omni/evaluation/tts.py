@@ -141,7 +141,7 @@ def loops(texts: Sequence[str], heard: Sequence[str], ids: Sequence[str]) -> Row
     rows = [row for row in zip(texts, heard, ids, strict=True) if not is_loop(*row[:2])]
     found: Row = {"loops": len(texts) - len(rows)}
     if rows and found["loops"]:
-        found |= {f"{name}_without_loops": value for name, value in asdict(error_rates(*zip(*rows, strict=True))).items() if name == "wer"}
+        found["wer_without_loops"] = error_rates(*zip(*rows, strict=True)).wer
     return found
 
 
@@ -217,8 +217,8 @@ def evaluate_replies(omni: Omni, voice: str, sentences: Sequence[Sentence], exam
     if not texts:
         return {"items": 0}
     heard = exam.reference.hear([speech.waveform for speech in say(omni, texts, voice)])
-    (name, found), ids = *heard.items(), [s.id for s in texts]
-    rates = asdict(error_rates([s.text for s in texts], found, ids)) | loops([s.text for s in texts], found, ids)
+    (name, found), said, ids = *heard.items(), [s.text for s in texts], [s.id for s in texts]
+    rates = asdict(error_rates(said, found, ids)) | loops(said, found, ids)
     cut = sum(is_cut(s, text) for s, text in zip(texts, found, strict=True))
     return {"items": len(texts), "words": sum(s.words for s in texts), "cut": cut, name: rates}
 

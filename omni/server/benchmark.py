@@ -1,7 +1,7 @@
 """A server under load: many clients that stream at once, beside one alone and beside no server at all.
 
-The server is a process of its own on this machine; the clients are coroutines of this one that read sockets and little else. Every reply is compared with
-the one that the same question gets alone."""
+The server is a process of its own on this machine; the clients are coroutines of this one that read sockets and little else. Every reply is
+compared with the one that the same question gets alone."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ SAME_SAMPLE = 328  # of 16 bits, one hundredth of full scale: neighbours in a ba
 
 @dataclass(frozen=True)
 class Load:
-    """What so many clients saw, together, for so long: replies asked for and got whole; of those how many were as they are alone, word and sound, and of
-    the others the largest gap between the top two logits where their texts part. First text or sound in milliseconds, median and 95th percentile. `tokens_per_s` of text,
-    `audio_s_per_s` of sound. Memory of the server in megabytes, after a tenth of the time and at the end."""
+    """What so many clients saw, together, for so long: replies asked for and got whole; of those how many were as they are alone, word and sound,
+    and of the others the largest gap between the top two logits where their texts part. First text or sound in milliseconds, median and 95th
+    percentile. `tokens_per_s` of text, `audio_s_per_s` of sound. Memory of the server in megabytes, after a tenth of the time and at the end."""
 
     clients: int
     seconds: float

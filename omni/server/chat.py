@@ -235,8 +235,8 @@ def router(service: Service) -> APIRouter:
         response_description="A chat completion, or with `stream` chunks as server-sent events, as in OpenAI's interface",
     )
     async def chat_completions(request: Request, body: ChatRequest = Body(openapi_examples=CHAT_EXAMPLES)) -> Response:
-        """Text, pictures (`image_url` with a data URI) and sound (`input_audio`) in; text and, with `modalities: ["text", "audio"]`, speech out. What does
-        not fit into the context is cut or dropped, and `muomni.notices` of the answer say so."""
+        """Text, pictures (`image_url` with a data URI) and sound (`input_audio`) in; text and, with `modalities: ["text", "audio"]`, speech out.
+        What does not fit into the context is cut or dropped, and `muomni.notices` of the answer say so."""
         completion = Completion(body, service)
         await completion.begin(request)
         if not body.stream:

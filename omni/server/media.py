@@ -94,8 +94,8 @@ def pcm16(samples: np.ndarray) -> bytes:
 
 
 class SoundWriter:
-    """Turns a waveform that comes in pieces into a file of one format, piece by piece; FLAC at the end, because its head tells what is in it. Raw PCM is
-    at 24 kHz, the others at the rate of the sound."""
+    """Turns a waveform that comes in pieces into a file of one format, piece by piece; FLAC at the end, because its head tells what is in it. Raw
+    PCM is at 24 kHz, the others at the rate of the sound."""
 
     def __init__(self, kind: AudioFormat, sample_rate_hz: int) -> None:
         self.kind, self.rate_hz = kind, sample_rate_hz

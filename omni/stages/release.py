@@ -3,8 +3,8 @@
     muomni train release --stage text;  … --stage chat;  … --stage audio;  … --stage vision;  … --stage codec;  …
     muomni train release --publish checkpoints/omni-tiny
 
-A *step* is one run of a trainer's stage; its `steps` are updates. `release_run` writes the manifests of a step from the data folder (`muomni data get`), the generated world and the synthetic voices
-(`muomni data voices`), and says how it trains.
+A *step* is one run of a trainer's stage; its `steps` are updates. `release_run` writes the manifests of a step from the data folder (`muomni data
+get`), the generated world and the synthetic voices (`muomni data voices`), and says how it trains.
 """
 
 from __future__ import annotations
