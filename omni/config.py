@@ -379,7 +379,9 @@ class DataConfig(Config):
     max_audio_s: PositiveFloat = 15.0
     sizes: DataSizes | None = None  # a record; no run depends on it
     mel_masks: int = Field(0, ge=0)  # SpecAugment in stage audio: so many bands of time and of frequency are hidden in every clip
-    vary_speech: bool = False  # stage audio: another speed, vocal tract, room, noise and channel for every clip of every epoch
+    vary_speech: bool = (
+        False  # stages audio, sft: another vocal tract, room, noise, channel and (audio) speed for every clip of every epoch
+    )
     cached_hours: PositiveFloat = 4.0  # of decoded sound that are kept in memory (0.1 GB an hour, in stage vocoder 0.3)
     side_by_side: PositiveInt = 1  # stage sft: up to so many conversations that begin with one picture are one example, which holds it once
     segment_s: PositiveFloat = 0.8  # stage vocoder: length of the pieces of clips, others in every epoch

@@ -217,10 +217,10 @@ ALOUD = ("world", "questions/espeak", "questions/flite", "questions/piper", "que
 CAPTIONED = 3  # times that every scene is described in an epoch: a caption says all that a dozen answers would
 HARDER = {"count": 4, "relation": 4}  # kinds of questions about pictures that are asked more often, times
 MIX = {  # conversations of each kind in an epoch; `transcribe` follows from its rows
-    "chat": 30_000,
+    "chat": 40_000,
     "prose": 30_000,
-    "image_qa": 140_000,
-    "image_qa_spoken": 165_000,
+    "image_qa": 100_000,
+    "image_qa_spoken": 205_000,
     "drawings": 8_000,
     "statement": 16_000,
     "follow_up": 20_000,
@@ -369,7 +369,7 @@ def _tuning(
         "evaluate_every": 1000,
         "freeze": list(freeze),
     }
-    data = {"cached_hours": 20.0, "side_by_side": 8}
+    data = {"cached_hours": 20.0, "side_by_side": 8, "vary_speech": True}
     return ReleaseStage("sft", _conversations, train, init_from, data=data, image_tokens=image_tokens, remembers=remembers)
 
 
@@ -424,7 +424,7 @@ STAGES: dict[str, ReleaseStage] = {
     # To bind colours to shapes and places, the vision encoder has to learn too.
     "sft-seeing": _tuning(4500, "sft", freeze=("audio_encoder",)),
     "sft-hearing": _tuning(3000, "sft-seeing", HEARING, freeze=("audio_encoder",)),
-    "sft-remembering": _tuning(4900, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
+    "sft-remembering": _tuning(6200, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
     # Retrieval by what the tuned encoder sees and the tuned Thinker reads.
     "vision-heads": _seeing(400, SEEING, TUNED, freeze=("vision_encoder", "image_projector")),
     # The Talker follows the Thinker that ships. Its loss is looked at in the end alone: the weights that have the least do not say it best.

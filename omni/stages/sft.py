@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from omni.errors import CheckpointError
 from omni.omni_model import OmniModel
 from omni.stages.base import OmniStage
 from omni.stages.data import conversation_splits
+from omni.training.augmentation import vary
 from omni.training.losses import next_token_loss, shares_in_groups
 from omni.training.stage import Context, Splits, Term
 
@@ -58,6 +60,9 @@ class SFTStage(OmniStage[ConversationBatch]):
         return {"loss": round(float(shares_in_groups(batch.labels != IGNORE, batch.groups).sum()))}
 
     def loss(self, model: OmniModel, batch: ConversationBatch, context: Context) -> dict[str, Term]:
+        if model.training and self.run.data.vary_speech and len(batch.mel):
+            mel, _ = vary(batch.mel, batch.mel_lengths, self.config.audio, speed=(1.0, 1.0))  # a clip keeps its place in the text
+            batch = replace(batch, mel=mel)
         return {"loss": next_token_loss(sft_hidden_states(model, batch), model.thinker.lm_head.weight, batch.labels, groups=batch.groups)}
 
     def evaluate(self, model: OmniModel, batches: Iterable[ConversationBatch]) -> dict[str, float]:

@@ -88,10 +88,10 @@ def mask_mel(mel: Tensor, lengths: Tensor, n_masks: int) -> Tensor:
     return torch.where(hidden, mel.mean((1, 2), keepdim=True), mel)
 
 
-def vary(mel: Tensor, lengths: Tensor, config: AudioConfig) -> tuple[Tensor, Tensor]:
+def vary(mel: Tensor, lengths: Tensor, config: AudioConfig, speed: tuple[float, float] = SPEED) -> tuple[Tensor, Tensor]:
     """Scaled log-mel (B,T,M) with lengths (B,) → (B,T',M) and lengths, each clip with a speed, tract, room, noise and channel of its own."""
     batch, device = len(mel), mel.device
-    mel, lengths = warp(mel, lengths, _uniform(batch, SPEED, device), _uniform(batch, TRACT, device), config)
+    mel, lengths = warp(mel, lengths, _uniform(batch, speed, device), _uniform(batch, TRACT, device), config)
     mask = (torch.arange(mel.shape[1], device=device) < lengths[:, None])[..., None]
     power = unscale_mel(mel).square() * mask
     in_room = torch.rand(batch, 1, 1, device=device) < ROOM_SHARE

@@ -32,3 +32,21 @@ def test_conversations_side_by_side_cost_what_they_cost_apart(nano_run: Callable
     assert sizes[1] < sizes[0] == totals[0][1] == totals[1][1]
     assert totals[0][0] == pytest.approx(totals[1][0], rel=1e-4)
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_clips_are_varied_in_training_alone(nano_run: Callable[..., RunConfig], trained: Callable[[str], str]) -> None:
+    run = nano_run("sft", "conversations", init_from=(trained("text"), trained("audio"), trained("vision")))
+    stage: Any = STAGES["sft"](run.model_copy(update={"data": run.data.model_copy(update={"vary_speech": True})}))
+    splits, model = stage.build_data(), stage.build_model()
+    examples = [splits.train[i] for i in range(len(splits.train))]
+    heard = splits.collate([example for example in examples if example.clips][:8])
+    silent = splits.collate([example for example in examples if not example.clips][:8])
+    torch.manual_seed(0)
+
+    def loss(batch: Any) -> float:
+        with torch.no_grad():
+            return float(stage.loss(model, batch, None)["loss"].sum)
+
+    assert loss(heard) != loss(heard) and loss(silent) == loss(silent)
+    model.eval()
+    assert loss(heard) == loss(heard)
