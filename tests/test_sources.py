@@ -171,6 +171,13 @@ def test_a_public_home_and_a_folder_give_the_same(name: str, public: Callable[[s
     assert not (tmp_path / "fetched" / sources.WORK).exists()
 
 
+def test_of_the_packaged_styles_the_english_ones_that_are_not_had_already_are_the_crowd(tmp_path: Path) -> None:
+    packaged = ["af_sky", "bm_lewis", "am_adam", *conversions.VOICES, "zf_xiaoni", "em_alex"]
+    home = write_files(tmp_path / "package", {f"voices/{name}.bin": name.encode() for name in packaged})
+    conversions.crowd([home], tmp_path / "out", lambda manifest, rows: list(rows))
+    assert contents(tmp_path / "out") == {f"voices/crowd/{name}.bin": name.encode() for name in ("af_sky", "bm_lewis", "am_adam")}
+
+
 def test_the_rows_have_the_fields_that_the_stages_read(public: Callable[[str], Path]) -> None:
     for name in HOMES:
         release = public(name)
@@ -436,7 +443,7 @@ def test_all_gets_what_it_can_and_names_the_rest(public: Callable[[str], Path], 
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(fetching, "ARCHIVE", "file:///nowhere")
     said: list[str] = []
-    with pytest.raises(DataError, match="3 of 10 data sets could not be had: heart, emoji, clipart"):
+    with pytest.raises(DataError, match="4 of 11 data sets could not be had: heart, crowd, emoji, clipart"):
         get_all(tmp_path / "out", source=release, on_progress=said.append)
     assert contents(tmp_path / "out") == contents(release)
     assert len([line for line in said if line.endswith(f"verified and in {tmp_path / 'out'}")]) == len(HOMES)

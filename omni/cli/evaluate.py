@@ -152,12 +152,14 @@ def evaluate(
         raise ConfigError("--fast looks at a few items of every suite; leave out --limit and --before")
     if out is not None and out.is_dir():
         raise ConfigError(f"{out}: is a folder; name a file to write into")
+    if out is not None:
+        _make_folder(out.parent)
     model, chosen = _load(suite, checkpoint, device), Settings(data, limit, baseline, judge)
     result = _all(model, chosen, fast, before) if suite == ALL else _measure(suite, model, chosen)
     if suite == ALL and not fast and limit is None:  # a quick look overwrites no results
         out = out or Path("results") / f"{model.folder.name}.json"
+        _make_folder(out.parent)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, result)
     if as_json:
         print_json(result)
@@ -166,6 +168,14 @@ def evaluate(
         for section in ("metrics", "baselines", "ceilings"):
             for figure, value in flat(found[section]).items():
                 print(f"{name:6} {section[:-1]:9} {figure:60} {value}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Before hours of measuring. Raises ConfigError where there can be none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made a folder ({error.strerror}); name another file with --out") from None
 
 
 def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:
@@ -224,6 +234,7 @@ def _all(omni: Omni, chosen: Settings, fast: bool, before: Path | None) -> dict[
         "suite": ALL,
         "checkpoint": str(omni.folder),
         "fast": fast,
+        "limit": chosen.limit,
         "machine": machine(omni.device),
         "voices": list(omni.voices),
         "parameters": {**sizes.components, **sizes.additions, "everything": sum(p.numel() for p in omni.model.parameters())},

@@ -100,6 +100,13 @@ def voices(homes: Sequence[Path], out: Path, keep: Keep) -> None:
         _write(out / f"voices/kokoro/{name}.bin", _read_bytes(homes[0] / f"kokoro.js/voices/{name}.bin"))
 
 
+def crowd(homes: Sequence[Path], out: Path, keep: Keep) -> None:
+    """Style vectors of the synthesizer's other English voices: American and British, female and male."""
+    for style in sorted((homes[0] / "voices").glob("[ab][fm]_*.bin")):
+        if style.stem not in VOICES:
+            _write(out / "voices/crowd" / style.name, _read_bytes(style))
+
+
 def _clip(audio: str, text: str, speaker: str, sentence_id: str) -> Row:
     return {"audio": audio, "text": text, "speaker": speaker, "sentence_id": sentence_id}
 

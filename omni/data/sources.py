@@ -105,6 +105,15 @@ SOURCES = {
             ("voices/kokoro",),
         ),
         Source(
+            "crowd",
+            "style vectors of its other English voices, who only ask about pictures",
+            "21 voices, 11 MB",
+            "Apache-2.0",
+            (Npm("kokoro-js", "1.2.1", ("voices",)),),
+            conversions.crowd,
+            ("voices/crowd",),
+        ),
+        Source(
             "dialogues",
             "task dialogues between a user and an assistant (Schema-Guided Dialogue)",
             "14,272 dialogues",

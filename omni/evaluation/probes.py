@@ -169,7 +169,7 @@ def scores(guesses: Tensor, targets: Tensor, n_classes: int) -> dict[str, float]
 
 
 def evaluate_probes(omni: Omni, *, limit: int | None = None) -> dict[str, dict[str, Any]]:
-    """Metrics by probe and kind of features, with 95 % intervals of the accuracy over scenes; baselines: the majority answers of training."""
+    """Metrics by probe and kind of features, with 95 % intervals of the accuracy over the scenes that it is asked about (`items`); baselines: the majority answers of training."""
     n_tests = min(limit or TESTS, TESTS)
     n_training = TRAINING * n_tests // TESTS
     rng = Random(SEED)
@@ -185,7 +185,7 @@ def evaluate_probes(omni: Omni, *, limit: int | None = None) -> dict[str, dict[s
         truth = targets[test]
         common = majority(targets[~test], probe.n_classes)
         baselines[name] = scores(common.expand_as(truth), truth, probe.n_classes)
-        metrics[name], n_right = {}, {}
+        metrics[name], n_right = {"items": len(truth), "questions": int((truth != UNASKED).sum())}, {}
         for kind, x in inputs.items():
             fitted, n_right[kind] = fit(x[fits][~test], targets[~test], probe.n_classes)
             guesses = fitted(x[fits][test])

@@ -47,8 +47,8 @@ class Headline:
 
 
 HEARD_BEFORE = """The audio encoder has heard the speakers of festival's voices kal and slt early in its training, through another engine; where
-they are measured they have rows of their own. It has heard none of those who ask: festival's ked, Kokoro-82M's michael and emma, espeak-ng's f5,
-max and Andrea."""
+they are measured they have rows of their own. None of those who ask was heard in training: festival's ked, Kokoro-82M's eric and isabella,
+espeak-ng's Reed, linda and paul; to decide how to go on, development listened to ked alone, about other scenes."""
 OMNI, FORGOTTEN = "suites.omni.metrics", "forgetting"
 HEADLINES = (
     Headline("spoken question about an unseen scene, spoken answer: right as Whisper base hears it", f"{OMNI}.heard.share", least=0.8),
@@ -56,9 +56,10 @@ HEADLINES = (
     Headline("… the same answers as text", f"{OMNI}.read.share", least=0.92),
     Headline("… the same questions typed", f"{OMNI}.typed.share"),
     Headline("… the worst voice that asks, points under typed", f"{OMNI}.most_points_under_typed", most=5),
-    Headline("… another scene's picture", "suites.omni.baselines.swapped.share"),
+    Headline("… another scene's picture, typed", "suites.omni.baselines.swapped.share"),
     Headline("… no picture (which it has learned to say)", "suites.omni.baselines.withheld.share"),
     Headline("… commonest answer of the kind of question", "suites.omni.baselines.majority.share"),
+    Headline("… commonest answer to the same words about other scenes", "suites.omni.baselines.same_words.share"),
     Headline("… the right answers said, as heard (ceiling)", "suites.omni.ceilings.right_answers_heard.share"),
     Headline("captions of unseen scenes: F1 of things with all their attributes", f"{OMNI}.captions.things_f1", least=0.9),
     Headline("NLVR statements, true or false, held out", f"{OMNI}.statements.accuracy"),
@@ -192,7 +193,7 @@ def report(results: Row) -> str:
     """RESULTS.md."""
     parts = [
         f"# Results of `{results['checkpoint']}`",
-        f"Written by `{COMMAND}` from what `muomni eval all --json` measured{' (--fast)' if results['fast'] else ''} on {machine(results['machine'])}.",
+        f"Written by `{COMMAND}` from what `muomni eval all --json` measured on {machine(results['machine'])}.",
         headlines(results),
         HEARD_BEFORE,
         "## Nothing forgotten",
@@ -302,7 +303,8 @@ Everything, with baselines, ceilings and controls, is in RESULTS.md of the proje
 ## Training
 
 `muomni train release`, step by step, each on one core of a CPU or two: {hours:.1f} hours of updates
-{f"without {', '.join(lost)}, of which no record is left" if lost else "in all"}.
+{f"without {', '.join(lost)}, of which no record is left" if lost else "in all"}. Stage E
+went in several legs, told in docs/release.md of the project.
 
 {table(("Step", "Updates", "Hours", "Data"), steps)}
 
@@ -327,11 +329,13 @@ def main() -> None:
     results = read_json(parser.parse_args().results)
     missing = [
         name
-        for name in ("checkpoint", "fast", "machine", "voices", "parameters", "megabytes", "speed", FORGOTTEN, "suites")
+        for name in ("checkpoint", "fast", "limit", "machine", "voices", "parameters", "megabytes", "speed", FORGOTTEN, "suites")
         if name not in results
     ]
     if missing:
         raise ConfigError(f"the results have no {missing[0]!r}; write them with: muomni eval all --out {RESULTS}")
+    if results["fast"] or results["limit"] is not None:
+        raise ConfigError("the results are a quick look at some items (--fast, --limit); measure all of them: muomni eval all")
     REPORT.write_text(report(results), encoding="utf-8")
     folder = Path(results["checkpoint"])
     if folder.name == RELEASE and folder.is_dir():

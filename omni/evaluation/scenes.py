@@ -8,6 +8,8 @@ every question in every voice:
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -46,6 +48,17 @@ def asked_scenes(n: int = SCENES) -> list[AskedScene]:
         question = first.pick(options)
         found.append(AskedScene(scene, question, later.pick([q for q in options if q != question])))
     return found
+
+
+def commonest_answers(asked: Sequence[AskedScene]) -> list[str]:
+    """What one would say to the first questions who knows what is mostly so, and does not look: the commonest answer to the same words about the
+    scenes before, or to that kind of question where nobody asks it there."""
+    rng, told = Random("questions of the suite omni"), defaultdict[str, Counter[str]](Counter)
+    for scene in unseen_scenes(LOOKED_AT):
+        for q in questions(scene, rng):
+            told[q.question][q.answer] += 1
+            told[q.kind][q.answer] += 1
+    return [(told.get(one.first.question) or told[one.first.kind]).most_common(1)[0][0] for one in asked]
 
 
 def question_voices(folder: Path = CLIPS) -> Voices:

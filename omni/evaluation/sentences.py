@@ -82,7 +82,8 @@ def load_sentences(path: Path = LIST) -> list[Sentence]:
 
 @cache
 def training_text(data: Path) -> str:
-    """All text that any stage trains on, normalised, words between single spaces, one string."""
+    """All prose, dialogue and speech that any stage trains on, normalised, words between single spaces, one string. (Captions are not in it: the
+    Thinker alone reads them.)"""
     documents = (passage for row in release.text_documents(data, held_out=False) for passage in release.passages(row))
     read = (row["text"] for row in release.speech_rows(data, held_out=False))
     return f" {' '.join(normalised(text) for texts in (documents, read) for text in texts)} "

@@ -9,6 +9,7 @@ get`), the generated world and the synthetic voices (`muomni data voices`), and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -213,14 +214,17 @@ TRANSCRIBED = {
     "flite": 1 / 6,
     "world": 1 / 6,
 }
-ALOUD = ("world", "questions/espeak", "questions/flite", "questions/piper", "questions/cast", *VOICES, "espeak", "flite", "cast")
+ALOUD: dict[str, int] = {
+    **{"world": 1, "questions/espeak": 2, "questions/flite": 1, "questions/piper": 1, "questions/cast": 1, "questions/crowd": 3},
+    **dict.fromkeys((*VOICES, "espeak", "flite", "cast"), 1),
+}
 CAPTIONED = 3  # times that every scene is described in an epoch: a caption says all that a dozen answers would
 HARDER = {"count": 4, "relation": 4}  # kinds of questions about pictures that are asked more often, times
 MIX = {  # conversations of each kind in an epoch; `transcribe` follows from its rows
     "chat": 40_000,
     "prose": 30_000,
-    "image_qa": 100_000,
-    "image_qa_spoken": 205_000,
+    "image_qa": 70_000,
+    "image_qa_spoken": 240_000,
     "drawings": 8_000,
     "statement": 16_000,
     "follow_up": 20_000,
@@ -279,12 +283,12 @@ def _asked(folders: Folders) -> Iterable[Asked]:
 def _aloud(folders: Folders) -> Aloud:
     """Every sentence that a reader says, no held-out one among them."""
     aloud: Aloud = {}
-    for reader in ALOUD:
+    for reader, times in ALOUD.items():
         clips: dict[str, list[str]] = {}
         for row in _reader(reader, folders):
             clips.setdefault(row["text"], []).append(row["audio"])
         for text, files in clips.items():
-            aloud.setdefault(text, []).append(files)
+            aloud.setdefault(text, []).extend(times * [files])
     return aloud
 
 
@@ -475,6 +479,9 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
 def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
     """Train a step, or take note that it is done; what it took is also written to result.json in its run folder."""
     run = release_run(step, data, work, seed)
+    if (work / step).exists() and (changed := _changed(work, step)):
+        raise ConfigError(f"{work / step}: was begun from other weights of {', '.join(changed)}; remove the folder to train it anew")
+    write_json(_begun(work, step), {name: _weights_digest(work / name) for name in STAGES[step].init_from})
     if (remembers := STAGES[step].remembers) is not None:
         _mix(work / STAGES[step].init_from[0], work / remembers[0], remembers[1], _mixed(work, step))
     trained = train(TRAINER_STAGES[run.stage](run))
@@ -482,6 +489,23 @@ def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
     row |= {"metrics": trained.metrics, "data": _amount(run)}
     write_json(work / step / "result.json", row)
     return row
+
+
+def _begun(work: Path, step: str) -> Path:
+    """Which weights a step began with."""
+    return work / "data" / f"{step}.begun.json"
+
+
+def _changed(work: Path, step: str) -> list[str]:
+    """The steps whose weights are no longer those that this one began with."""
+    begun = read_json(note) if (note := _begun(work, step)).exists() else {}
+    return [name for name, digest in begun.items() if _weights_digest(work / name) != digest]
+
+
+def _weights_digest(folder: Path) -> str:
+    """Of the model that a step begins with."""
+    found = find_checkpoint(folder)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(found.glob("*.safetensors")))).hexdigest()[:16]
 
 
 def _mixed(work: Path, step: str) -> Path:
@@ -510,7 +534,8 @@ def _amount(run: RunConfig) -> Row:
     return found | ({"clips": len(clips), "hours": round(seconds / 3600, 2)} if clips else {})
 
 
-NEEDED = ("text", "chat", "audio", "audio-natural", ALIGNER, LISTENER, "vision", SEEING)  # without these nothing is published
+NEEDED = ("text", "chat", "audio", "audio-natural", ALIGNER, LISTENER, "vision", SEEING)  # without these nothing is published,
+AFTER_TUNED = ("vision-heads", "talker-tuned")  # nor the tuned Thinker without these, trained behind it
 PUBLISHED = tuple(
     dict.fromkeys(
         (
@@ -525,8 +550,7 @@ PUBLISHED = tuple(
             "sft-seeing",
             "sft-hearing",
             TUNED,
-            "vision-heads",
-            "talker-tuned",
+            *AFTER_TUNED,
         )
     )
 )
@@ -537,9 +561,13 @@ CARD_BYTES = 12_000  # that the model card, which is written when all is measure
 def publish(work: Path, out: Path) -> None:
     """What is trained so far as one model in bfloat16, with how each of its steps was trained: of a component the latest. With a Talker that
     follows the tuned Thinker it is the whole. Raises ConfigError for a missing step, and for a model that is larger than a release may be."""
-    for step in NEEDED:
+    for step in (*NEEDED, *(AFTER_TUNED if (work / TUNED / "result.json").exists() else ())):
         if not (work / step / "result.json").exists():
             raise ConfigError(f"{work / step / 'result.json'}: no such file; train its stage first: muomni train release --stage {step}")
+        if changed := _changed(work, step):
+            raise ConfigError(
+                f"{work / step}: was trained behind other weights of {', '.join(changed)}; remove the folder and train it anew"
+            )
     done = [step for step in STAGES if (work / step / "result.json").exists() and step in (*NEEDED, *PUBLISHED)]
     lost = sorted(_before(done) - set(done))
     extra = {"recipe": "release", "training": [read_json(work / step / "result.json") for step in done], "unrecorded": lost}

@@ -187,10 +187,12 @@ needs_kokoro = pytest.mark.skipif(not _installed("kokoro_onnx", "onnx", "kokoro_
 @pytest.mark.slow
 def test_another_model_or_a_missing_style_of_kokoro_is_an_error(data, monkeypatch):
     with pytest.raises(DataError, match=r"am_michael\.bin: no such style vector; fetch it with: muomni data get voices"):
-        voices._kokoro(data)
+        voices._kokoro(data / "voices/kokoro", voices.KOKORO_VOICES)
+    with pytest.raises(DataError, match=r"af_alloy\.bin: no such style vector; fetch it with: muomni data get crowd"):
+        voices._engine("crowd", data)
     monkeypatch.setattr(voices, "KOKORO_SHA256", hashlib.sha256(b"another").hexdigest())
     with pytest.raises(DataError, match="do not join to the model that was measured with"):
-        voices._kokoro(data)
+        voices._engine("kokoro", data)
 
 
 @needs_kokoro
@@ -223,10 +225,12 @@ def test_every_voice_of_an_engine_asks_every_question_and_none_of_them_trains(mo
     held = [clip for engine in voices.ASKING_VOICES for clip in voices.question_clips(texts, engine, held_out=True)]
     asked = {(clip.engine, clip.voice, clip.text) for clip in held}
     assert len(held) == len(asked) == len(texts) * len({(clip.engine, clip.voice) for clip in held})
-    monkeypatch.setattr(voices, "QUESTION_TAKES", {"flite": 4, "piper": 1, "cast": 2})
+    monkeypatch.setattr(voices, "QUESTION_TAKES", {"flite": 4, "piper": 1, "cast": 2, "crowd": 10, "espeak": 30})
     trained = [clip for engine in voices.QUESTION_TAKES for clip in voices.question_clips(texts, engine, held_out=False)]
-    assert len({clip.file for clip in trained}) == len(trained) == 7 * len(texts)
+    assert len({clip.file for clip in trained}) == len(trained) and {clip.text for clip in trained if clip.engine == "crowd"} == {*texts}
     assert {clip.voice for clip in trained if clip.engine == "flite"} == set(voices.FLITE_VOICES)
+    crowd = {clip.voice for clip in trained if clip.engine == "crowd"}
+    assert crowd == {*voices.CROWD_VOICES} - {*voices.ASKING_VOICES["crowd"]} and not crowd & {*voices.KOKORO_VOICES, *voices.CAST_VOICES}
     everybody = {voice for engine in (*voices.TRAINING_CLIPS, "espeak") for voice in voices.VOICES.get(engine, ())}
     everybody |= {clip.voice for clip in trained} | {*voices.TRAINING_VOICES, *(voice.espeak for voice in TALKER_VOICES.values())}
     # espeak-ng names a voice ACCENT+SPEAKER; it is the speaker who must be new

