@@ -166,7 +166,7 @@ def test_fast_is_for_a_look_and_overwrites_no_results(elsewhere, capsys) -> None
     assert main(["eval", "all", "--out", "file/x.json"]) == 1 and "file: cannot be made a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("look", ({"fast": True}, {"limit": 3}))
+@pytest.mark.parametrize("look", [{"fast": True}, {"limit": 3}])
 def test_no_report_is_made_of_a_quick_look(look, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "look.json").write_text(json.dumps(results() | look))
