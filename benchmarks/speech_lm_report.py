@@ -65,7 +65,9 @@ def hearing(lm: Result, asr: Result | None) -> Iterator[str]:
         systems = {"speech LM": metrics, "speech LM, another clip": lm["baselines"]["hearing"][reader]["shuffled_audio"]}
         if asr is not None and reader in asr["metrics"]:
             same_items(reader, metrics, asr["metrics"][reader])
-            systems |= {f"μOmni, {how}": asr["metrics"][reader][how] for how in ("greedy", "beam") if asr["metrics"][reader].get(how)}
+            systems |= {
+                f"μOmni, {how}": asr["metrics"][reader][how] for how in ("greedy", "beam_unread") if asr["metrics"][reader].get(how)
+            }
         systems |= {f"Whisper base on {name}": row for name, row in lm["ceilings"]["hearing"][reader].items()}
         rows += [[reader, name, str(metrics["items"]), percent(row, "wer"), percent(row, "cer")] for name, row in systems.items()]
     yield from table(["reader", "", "clips", "WER", "CER"], rows)

@@ -5,6 +5,7 @@ n samples  K codebooks  F frames"""
 from __future__ import annotations
 
 import math
+import operator
 import pickle
 import re
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ def id_list(ids: Ids) -> list[int]:
             raise DataError(f"ids are one row of whole numbers, found {ids.dtype} of shape {tuple(ids.shape)}")
         return ids.flatten().tolist()
     try:
-        return [int(i) for i in ids]
-    except (TypeError, ValueError):
+        return [operator.index(i) for i in ids]
+    except TypeError:
         raise DataError(f"ids are one row of whole numbers, found {ids!r:.80}") from None
 
 

@@ -235,6 +235,7 @@ class SpeechLMConfig(Config):
     codebook_size: PositiveInt = 4_096
     code_rates: tuple[PositiveInt, ...] = (1, 2, 4)
     codebooks: PositiveInt | None = None  # of our codec: use the first so many; None all
+    snac: str | None = None  # a hub name or a folder: SNAC's codes, instead of those of our codec
     voices: tuple[str, ...] = ()  # speakers that a text can be said by; without names nobody in particular
     d_model: PositiveInt = 128
     n_layers: PositiveInt = 3
@@ -262,6 +263,8 @@ class SpeechLMConfig(Config):
             raise ValueError("code_rates must be 1 for the slowest codebook, whose codes are the frames")
         if len(set(self.voices)) != len(self.voices):
             raise ValueError("voices must be distinct names")
+        if self.snac is not None and self.codebooks is not None:
+            raise ValueError("codebooks counts those of our codec; leave it out where snac is named")
         return self
 
 

@@ -29,7 +29,17 @@ from omni.inference.omni import GREEDY, placed
 from omni.inference.sampling import Sampling, sample
 from omni.inference.speech import LONGEST_CLAUSE, Speech, clauses
 from omni.parameters import count
-from omni.speech_tokens import AudioTokenizer, Frame, Grammar, Option, ScaleLayout, SpeechVocabulary, TextTokenizer, is_forced
+from omni.speech_tokens import (
+    AudioTokenizer,
+    Frame,
+    Grammar,
+    Option,
+    ScaleLayout,
+    SpeechVocabulary,
+    TextTokenizer,
+    is_forced,
+    vocabulary_size,
+)
 from omni.spoken import spoken_form
 from omni.thinker import ThinkerLM
 from omni.tokenizer import BPETokenizer
@@ -98,6 +108,10 @@ class MultimodalLLM(ThinkerLM):
         own, width = self.vocabulary, self.config.d_model
         rows = {"text_ids": own.text_size, "audio_ids": len(own.audio), "markers": own.size - own.text_size - len(own.audio)}
         return {name: n * width for name, n in rows.items()} | {"blocks": count(self.transformer.blocks), "norm": count(self.norm)}
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Recompute every block's activations in the backward pass instead of keeping them (Chen et al. 2016)."""
+        self.transformer.gradient_checkpointing = on
 
     # --- the document's two verbs
 
@@ -179,8 +193,13 @@ class MultimodalLLM(ThinkerLM):
         return _Line(own.hearing(frames, side_by_side=words.lag_frames is not None, most_text=most), sampling, n_heard + most)
 
     def shared_frames(self, clip: Sequence[int]) -> list[Frame]:
-        """The whole frames of an audio tokenizer's ids, in shared ids."""
-        return [[self.vocabulary.text_size + i for i in frame] for frame in self.vocabulary.layout.read_frames(clip)[0]]
+        """The whole frames of an audio tokenizer's ids, in shared ids; it is told how many ids are of no use."""
+        frames, lost = self.vocabulary.layout.read_frames(clip)
+        if lost:
+            log.warning(
+                "%d of %d ids of a clip are out of order, and left out: were they made for %s?", lost, len(clip), self.vocabulary.layout
+            )
+        return [[self.vocabulary.text_size + i for i in frame] for frame in frames]
 
     def voice_id(self, name: str | None) -> int | None:
         """The number of a voice, None if the model has none; without a name the first. Raises ConfigError with the known names."""
@@ -214,6 +233,8 @@ class _Line:
     """A sequence on its way: its ids so far, at most `longest`, and the options that its grammar leaves."""
 
     def __init__(self, grammar: Grammar, sampling: Sampling, longest: int) -> None:
+        if sampling != Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed=sampling.seed):
+            raise ConfigError("the speech LM draws by temperature, top_k, top_p and seed; leave what else belongs to sampling as it is")
         self.grammar, self.sampling, self.longest = grammar, sampling, longest
         self.generator = torch.Generator().manual_seed(sampling.seed)
         self.options: list[Option] = next(grammar)
@@ -262,6 +283,9 @@ class SpeechLM:
         self, model: MultimodalLLM, text_tokenizer: TextTokenizer, audio_tokenizer: AudioTokenizer, folder: Path | None = None
     ) -> None:
         model.check_tokenizer(audio_tokenizer)
+        size = vocabulary_size(text_tokenizer)
+        if size != model.vocabulary.text_size:
+            raise ConfigError(f"the text tokenizer has {size} ids, and the model was made for {model.vocabulary.text_size}")
         self.model, self.folder = model.eval(), folder
         self.text_tokenizer, self.audio_tokenizer = text_tokenizer, audio_tokenizer
 
@@ -344,9 +368,9 @@ class SpeechLM:
         return (self._say([part], [voice], sampling)[0] for part in self._parts(text))
 
     def _parts(self, text: str) -> list[str]:
-        text = spoken_form(text)
-        if not text:
+        if not any(map(str.isalnum, text)):
             raise DataError("there is nothing to say: the text has no words")
+        text = spoken_form(text) or text.strip()  # of another script nothing would be left
         return [text] if len(text) <= LONGEST_CLAUSE else clauses(text)
 
     def _say(self, parts: Sequence[str], voices: Sequence[str | None], sampling: Sampling) -> list[Said]:

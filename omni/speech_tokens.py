@@ -14,7 +14,7 @@ T text ids  K codebooks  N codes in each"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -37,6 +37,11 @@ class TextTokenizer(Protocol):
     def encode(self, text: str, /) -> list[int]: ...
 
     def decode(self, ids: Any, /) -> str: ...
+
+
+def vocabulary_size(tokenizer: TextTokenizer) -> int:
+    """Of a tokenizer, with tokens that were added to it."""
+    return max(tokenizer.vocab_size, len(tokenizer) if isinstance(tokenizer, Sized) else 0)
 
 
 class AudioTokenizer(Protocol):

@@ -84,7 +84,7 @@ def test_what_is_no_sound_and_no_row_of_ids_is_refused(model: OmniModel) -> None
     ):
         with pytest.raises(DataError, match="a waveform is|not finite"):
             tokenizer.encode_audio(wave)
-    for ids in (torch.zeros(2, 2, dtype=torch.long), torch.zeros(2), ["x"], None):
+    for ids in (torch.zeros(2, 2, dtype=torch.long), torch.zeros(2), ["x"], None, "12", [0.5, 2.9]):
         with pytest.raises(DataError, match="ids are one row of whole numbers"):
             id_list(ids)
     assert len(tokenizer.decode_audio([])) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_validation_data_must_have_the_same_ids(config, dataset, letters, beeps,
     other = MultimodalDataset(
         [{"audio": beeped("hi"), "text": "hi"}], letters, beeps, config=SpeechLMConfig(voices=("ada",)), max_audio_duration=10.0
     )
-    with pytest.raises(ConfigError, match="other ids or voices"):
+    with pytest.raises(ConfigError, match="other ids, voices or orders"):
         MultimodalPretrainingTrainer(config).train(dataset, other)
 
 
@@ -161,6 +162,28 @@ def test_a_run_on_other_data_is_not_taken_for_this_one(config, dataset, letters,
     rows = [{"audio": beeped(text), "text": text} for text in TEXTS]
     with pytest.raises(ConfigError, match="text tokenizers that differ"):
         MultimodalPretrainingTrainer(config).train(others, MultimodalDataset(rows, Backwards(), beeps))
+
+
+def test_sound_that_is_told_by_another_tokenizer_is_other_data(config, dataset, letters, beeps, beeped) -> None:
+    class Other(type(beeps)):
+        def encode_audio(self, audio: Any) -> list[int]:
+            return super().encode_audio(5 - np.asarray(audio))
+
+    rows = [{"audio": beeped(text), "text": text} for text in TEXTS]
+    others = MultimodalDataset(rows, letters, Other())
+    MultimodalPretrainingTrainer(config).train(MultimodalDataset(rows, letters, beeps))
+    with pytest.raises(ConfigError, match="has a run on other data"):
+        MultimodalPretrainingTrainer(config).train(others)
+    with pytest.raises(ConfigError, match="audio tokenizers that differ"):
+        MultimodalPretrainingTrainer(config).train(dataset, others)
+
+
+def test_long_waveforms_that_differ_inside_are_other_data(letters, beeps) -> None:
+    wave = np.zeros(4000, np.float32)
+    other = wave.copy()
+    other[2000] = 1.0
+    first, second = (MultimodalDataset([{"audio": w, "text": "a"}], letters, beeps, max_audio_duration=60.0).told() for w in (wave, other))
+    assert first != second
 
 
 def test_without_validation_data_there_is_a_model_and_no_score(config, dataset) -> None:

@@ -205,6 +205,8 @@ def test_ids_and_tokenizers_that_do_not_fit_are_refused(model: MultimodalLLM) ->
         model.generate_text([1])
     with pytest.raises(ConfigError, match="the audio tokenizer has"):
         model.generate_audio([1], Other())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="draws by temperature, top_k, top_p and seed"):
+        model.generate_audio([1], sampling=Sampling(max_new_tokens=3))
     with pytest.raises(ConfigError, match="no voice 'eve'; this model has: (ada, ben|none)"):
         model.generate_audio([1], voice="eve")
 
@@ -229,6 +231,23 @@ def test_going_on_is_chosen_by_the_mass_of_all_that_goes_on() -> None:
 @pytest.fixture
 def lm(letters, beeps) -> SpeechLM:
     return SpeechLM(make(**KINDS["side by side"]), letters, beeps)
+
+
+def test_a_text_tokenizer_of_another_size_is_refused(letters, beeps) -> None:
+    with pytest.raises(ConfigError, match="the text tokenizer has 11 ids, and the model was made for 12"):
+        SpeechLM(make(**KINDS["side by side"] | {"text_vocab_size": 12}), letters, beeps)
+
+
+def test_ids_out_of_order_are_told_of(model: MultimodalLLM, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "omni"):
+        assert len(model.shared_frames([*clip(model, 2)[:-1], 10_000])) == 2
+    assert "ids of a clip are out of order, and left out" in caplog.text
+
+
+def test_text_of_another_script_is_said_as_it_is(lm: SpeechLM) -> None:
+    assert lm._parts("Привет, мир") == ["Привет, мир"]
+    with pytest.raises(DataError, match="no words"):
+        lm.say("?!")
 
 
 def test_say_is_the_models_ids_as_sound(lm: SpeechLM) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -21,7 +22,7 @@ from omni.data.collate import IGNORE, Batch, lengths_of, pad_ids
 from omni.data.datasets import media_bytes, voice_number, without_long_clips
 from omni.data.manifests import Manifests, Row, Rows, open_rows
 from omni.errors import ConfigError, DataError
-from omni.speech_tokens import AudioTokenizer, Frame, SpeechVocabulary, TextTokenizer, choices
+from omni.speech_tokens import AudioTokenizer, Frame, SpeechVocabulary, TextTokenizer, choices, vocabulary_size
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,15 @@ def _duration_s(row: Mapping[str, Any], source: Rows | None) -> float:
     return header.duration if header.frames < UNKNOWN_LENGTH else 0.0
 
 
+def _name_of(audio: Any) -> str:
+    """A file by its name, what is there as it is by its content."""
+    if isinstance(audio, Mapping):
+        audio = audio.get("bytes") or audio.get("path")
+    if audio is None or isinstance(audio, str | Path):
+        return str(audio)
+    return hashlib.sha256(audio if isinstance(audio, bytes) else np.asarray(audio).tobytes()).hexdigest()[:16]
+
+
 class MultimodalDataset:
     """Rows {"audio", "text", "speaker"?, "duration_s"?}, in a list or a manifest, in order: of each an example in which it is said, and one in which
     it is heard. Where the configuration names voices, clips of other speakers are heard only, and those of no speaker are the first voice's.
@@ -107,10 +117,9 @@ class MultimodalDataset:
         if audio_preprocessor is None:  # which may shorten them
             self._leave_out_long_clips(max_audio_duration)
         self.text_tokenizer, self.audio_tokenizer = text_tokenizer, audio_tokenizer
-        sizes = (text_tokenizer.vocab_size, len(text_tokenizer) if isinstance(text_tokenizer, Sized) else 0)
-        self.vocabulary = SpeechVocabulary(max(sizes), audio_tokenizer.layout, len(self.config.voices))
+        self.vocabulary = SpeechVocabulary(vocabulary_size(text_tokenizer), audio_tokenizer.layout, len(self.config.voices))
         self.audio_preprocessor, self.max_audio_duration, self.aligner = audio_preprocessor, max_audio_duration, aligner
-        self._pairs: dict[int, _Pair] = {}
+        self._pairs: dict[object, _Pair] = {}  # a clip that stands in several rows is encoded once
         self._examples = [
             (number, speaks) for number in range(len(self.data)) for speaks in (True, False) if not speaks or self._is_voice(number)
         ]
@@ -141,7 +150,18 @@ class MultimodalDataset:
         """Of (at most so many) rows the audio by name and the text's ids, by which data sets are told apart; by another tokenizer, if one is given."""
         encode = (text_tokenizer or self.text_tokenizer).encode
         rows = (self._row(number)[0] for number in range(len(self.data))[:most])
-        return [(f"{row.get('audio')!s:.200}", list(encode(str(row.get("text"))))) for row in rows]
+        return [(_name_of(row.get("audio")), list(encode(str(row.get("text"))))) for row in rows]
+
+    def heard(self, most: int, audio_tokenizer: AudioTokenizer | None = None) -> list[list[int]]:
+        """Of at most so many clips the ids of the sound, likewise. Raises DataError for one that cannot be read."""
+        encode, found = (audio_tokenizer or self.audio_tokenizer).encode_audio, []
+        for number in range(len(self.data))[:most]:
+            row, where, source = self._row(number)
+            try:
+                found.append(list(encode(self._waveform(row.get("audio"), source))))
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+        return found
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -168,12 +188,18 @@ class MultimodalDataset:
             row, source, at = self.data[number]
             return row, source.where(at), source
         assert not isinstance(self.data, str | Path)
-        return self.data[number], f"row {number}", None
+        row = self.data[number]
+        if not isinstance(row, Mapping):
+            raise DataError(f"row {number}: a row names its 'audio' and 'text', found {type(row).__name__}")
+        return row, f"row {number}", None
 
     def _example(self, number: int, row: Mapping[str, Any], source: Rows | None, speaks: bool) -> MultimodalExample:
-        if number not in self._pairs:
-            self._pairs[number] = self._pair(row, source)
-        pair, own, words = self._pairs[number], self.vocabulary, self.config
+        audio = row["audio"]
+        file = (source.path(audio) if source is not None else audio) if isinstance(audio, str) else number
+        key = (file, row["text"])
+        if key not in self._pairs:
+            self._pairs[key] = self._pair(row, source)
+        pair, own, words = self._pairs[key], self.vocabulary, self.config
         frames: list[Frame] = pair.frames.tolist()
         side_by_side = (words.lead_frames if speaks else words.lag_frames) is not None
         if speaks:

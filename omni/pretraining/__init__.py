@@ -21,7 +21,7 @@ from omni.tokenizer import BPETokenizer
 from omni.training.stage import Splits
 from omni.training.trainer import train
 
-SAMPLE = 100  # texts by which tokenizers are compared
+SAMPLE, CLIPS = 100, 2  # texts and clips by which tokenizers are compared
 
 
 class _GivenDataStage(SpeechLMStage):
@@ -61,13 +61,8 @@ class MultimodalPretrainingTrainer:
         for data in (train_data, validation):
             if data is not None:
                 self._check(data)
-        if validation is not None and (validation.vocabulary, validation.config.voices) != (
-            train_data.vocabulary,
-            train_data.config.voices,
-        ):
-            raise ConfigError("training and validation data have other ids or voices; make both with the same tokenizers and configuration")
-        if validation is not None and validation.told(SAMPLE) != validation.told(SAMPLE, train_data.text_tokenizer):
-            raise ConfigError("training and validation data have text tokenizers that differ; make both with the same one")
+        if validation is not None:
+            _check_alike(train_data, validation)
         if (size := getattr(train_loader, "batch_size", self.config.batch_size)) != self.config.batch_size:
             raise ConfigError(f"train_loader has batch_size {size}, and the configuration {self.config.batch_size}; make them equal")
         run = self.run(train_data)
@@ -93,6 +88,7 @@ class MultimodalPretrainingTrainer:
         """The configuration as the Trainer has it. How sequences are made, and how long they may be, is for the data set's to say; instead of
         files it names what the data set holds."""
         config, told = self.config, data.told()
+        held = repr((told, data.heard(CLIPS)))
         words: SpeechLMConfig = data.config.model_copy(
             update={
                 "d_model": config.d_model,
@@ -108,7 +104,7 @@ class MultimodalPretrainingTrainer:
         raw = {
             "stage": "speech-lm",
             "model": {"speech_lm": words.model_dump()},
-            "data": {"train": [f"{len(told)} pairs {hashlib.sha256(repr(told).encode()).hexdigest()[:16]}"]},
+            "data": {"train": [f"{len(told)} pairs {hashlib.sha256(held.encode()).hexdigest()[:16]}"]},
             "train": {
                 "steps": config.max_steps,
                 "batch_size": config.batch_size,
@@ -124,6 +120,19 @@ class MultimodalPretrainingTrainer:
             "out_dir": config.output_dir,
         }
         return parse(RunConfig, raw, "MultimodalPretrainingConfig")
+
+
+def _check_alike(train_data: MultimodalDataset, validation: MultimodalDataset) -> None:
+    """Raises ConfigError unless sequences of both mean the same."""
+    sides = [(data.vocabulary, data.config.voices, data.config.lead_frames, data.config.lag_frames) for data in (train_data, validation)]
+    if sides[0] != sides[1]:
+        raise ConfigError(
+            "training and validation data have other ids, voices or orders; make both with the same tokenizers and configuration"
+        )
+    if validation.told(SAMPLE) != validation.told(SAMPLE, train_data.text_tokenizer):
+        raise ConfigError("training and validation data have text tokenizers that differ; make both with the same one")
+    if validation.heard(CLIPS) != validation.heard(CLIPS, train_data.audio_tokenizer):
+        raise ConfigError("training and validation data have audio tokenizers that differ; make both with the same one")
 
 
 def _data_of(loader: Any) -> MultimodalDataset:

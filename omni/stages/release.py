@@ -127,8 +127,9 @@ LM_VOICES = {
     "cast": 1,
     "piper": 1,
     "flite": 1 / 8,
-}  # the speech LM speaks with those of its configuration's voices
-VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
+}  # the speech LM speaks with those of its configuration's voices, and hears them all
+# Of readers who are not called what their voice is. What the Talker told is nobody's: from it others learn to hear, not to speak.
+VOICE_NAMES = {"teacher": "heart", "piper": "joe", "told": "talker"}
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from omni.data.collate import IGNORE
 from omni.data.datasets import without_infeasible_clips
 from omni.data.manifests import Manifests
 from omni.data.multimodal import MultimodalBatch, MultimodalDataset, TimesOfIds
-from omni.errors import DataError
+from omni.errors import ConfigError, DataError
 from omni.omni_model import OmniModel, with_section
 from omni.speech_lm import COMPONENT, MultimodalLLM
 from omni.stages.base import OmniStage
@@ -32,8 +33,9 @@ from omni.training.stage import Context, Examples, Export, Splits, Term
 MODALITIES = ("audio", "text")  # what the model decides: sound when it speaks, text when it hears
 
 
-def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> TimesOfIds:
-    """When each text id is said: where the audio encoder names the last of its characters."""
+def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer, sample_rate_hz: int) -> TimesOfIds:
+    """When each text id is said in a waveform at `sample_rate_hz`: where the audio encoder names the last of its characters."""
+    own_rate_hz = model.config.audio.sample_rate_hz
 
     def times(wave: np.ndarray, ids: list[int], clip: str) -> list[float]:
         characters: list[int] = []
@@ -41,11 +43,13 @@ def ctc_aligner(model: OmniModel, tokenizer: BPETokenizer) -> TimesOfIds:
         for piece in tokenizer.pieces(ids):
             characters += encode_characters(piece)
             n_until.append(len(characters))
+        if sample_rate_hz != own_rate_hz:
+            wave = soxr.resample(wave, sample_rate_hz, own_rate_hz)
         mel = model.log_mel(torch.from_numpy(wave))
         named, n_slots = model.audio_encoder.named_at(mel, characters)
         if named is None:
             raise DataError(f"{clip}: {len(mel)} frames are too short for the {len(characters)} characters of its text")
-        slot_s = len(wave) / model.config.audio.sample_rate_hz / n_slots
+        slot_s = len(wave) / own_rate_hz / n_slots
         return [named[n - 1] * slot_s if n else 0.0 for n in n_until]
 
     return times
@@ -61,10 +65,14 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
     needs: tuple[str, ...] = ("codec",)
 
     def __init__(self, run: RunConfig) -> None:
-        if run.model.speech_lm.side_by_side and "codec" in self.needs:
-            self.needs = (*self.needs, "audio_encoder")
+        """Raises ConfigError for a speech LM in `init_from`: one always begins anew."""
+        words = run.model.speech_lm
+        if self.needs:  # else the data are there already
+            self.needs = (*(() if words.snac is not None else self.needs), *(["audio_encoder"] if words.side_by_side else []))
         super().__init__(run)
-        if "vocoder" in self.sources:
+        if COMPONENT in self.sources:
+            raise ConfigError(f"{self.sources[COMPONENT]}: a speech LM begins anew; leave it out of init_from")
+        if "vocoder" in self.sources and "codec" in self.needs:
             self.needs = (*self.needs, "vocoder")
             self.config = self._config()
 
@@ -74,8 +82,8 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         words, parts = self.config.speech_lm, self.build_omni().eval()
         train, validation = (self._usable(rows) for rows in open_splits(self.run, ("audio", "text")))
         self.tokenizer = own_tokenizer(self.run, train, words.text_vocab_size)
-        sounds = CodecTokenizer(parts, words.codebooks)
-        aligner = ctc_aligner(parts, self.tokenizer) if words.side_by_side else None
+        sounds = CodecTokenizer(parts, words.codebooks) if words.snac is None else SNACTokenizer(words.snac)
+        aligner = ctc_aligner(parts, self.tokenizer, sounds.sample_rate_hz) if words.side_by_side else None
         limit_s = self.run.data.max_audio_s
         sides = [
             MultimodalDataset(rows, self.tokenizer, sounds, config=words, max_audio_duration=limit_s, aligner=aligner)
@@ -126,18 +134,10 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         whole = max(sum(weights[name] * context.totals.get(name, 0) for name in MODALITIES), 1e-9)
         terms = {}
         for name in MODALITIES:
-            term = self._nats(model, hidden, batch, name)
+            term = _nats(model, hidden, self._labels(batch, name), name)
             # the Trainer divides by the modality's own count: with this weight the quotient is the one above
             terms[name] = Term(term.sum, term.count, weights[name] * context.totals.get(name, 0) / whole)
         return terms
-
-    def _nats(self, model: MultimodalLLM, hidden: Tensor, batch: MultimodalBatch, modality: str) -> Term:
-        labels = self._labels(batch, modality)
-        due = _text_is_due(model, labels, modality)
-        term = next_token_loss(hidden, model.lm_head, labels.masked_fill(due, IGNORE))
-        logits = model.lm_head(hidden[due]).float()  # (N,V), N the texts' ids
-        any_text = (logits.logsumexp(-1) - logits[:, : model.vocabulary.text_size].logsumexp(-1)).sum()
-        return Term(term.sum + any_text, term.count + int(due.sum()))
 
     def _untold(self, model: MultimodalLLM, ids: Tensor) -> Tensor:
         """In training some codes are hidden, so that the model leans on the text when it speaks, and on more than one code when it hears."""
@@ -148,21 +148,26 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         return ids.masked_fill(hide, model.vocabulary.hidden)
 
     def evaluate(self, model: MultimodalLLM, batches: Iterable[MultimodalBatch]) -> dict[str, float]:
-        """The loss, and of each modality perplexity and accuracy over its targets."""
-        nats, right, count = (dict.fromkeys(MODALITIES, 0.0) for _ in range(3))
+        """The loss; perplexity and accuracy of the codes that are said and the text that is written; and of when something comes: a frame, an end,
+        text that is known."""
+        nats, right, count = (dict.fromkeys((*MODALITIES, "timing"), 0.0) for _ in range(3))
+        weights, weighted, whole = self._weights(), 0.0, 0.0
         for batch in batches:
             hidden = model.hidden_states(batch.input_ids)
-            for name in MODALITIES:
-                term = self._nats(model, hidden, batch, name)
-                nats[name] += term.sum.item()
-                right[name] += _n_right(model, hidden, self._labels(batch, name), name)
-                count[name] += int(term.count)
-        weights = self._weights()
-        whole = sum(weights[name] * count[name] for name in MODALITIES)
-        metrics = {"loss": sum(weights[name] * nats[name] for name in MODALITIES) / max(whole, 1e-9)}
-        for name in MODALITIES:
-            metrics[f"{name}_perplexity"] = math.exp(min(nats[name] / max(count[name], 1), 50.0))
-            metrics[f"{name}_accuracy"] = right[name] / max(count[name], 1)
+            for modality in MODALITIES:
+                labels = self._labels(batch, modality)
+                ids = model.vocabulary.audio if modality == "audio" else model.vocabulary.text
+                is_said = (labels >= ids.start) & (labels < ids.stop)
+                for name, own in ((modality, labels.masked_fill(~is_said, IGNORE)), ("timing", labels.masked_fill(is_said, IGNORE))):
+                    term = _nats(model, hidden, own, modality)
+                    nats[name] += term.sum.item()
+                    right[name] += _n_right(model, hidden, own, modality)
+                    count[name] += int(term.count)
+                    weighted, whole = weighted + weights[modality] * term.sum.item(), whole + weights[modality] * int(term.count)
+        metrics = {"loss": weighted / max(whole, 1e-9)}
+        for name, n in count.items():
+            metrics[f"{name}_perplexity"] = math.exp(min(nats[name] / max(n, 1), 50.0))
+            metrics[f"{name}_accuracy"] = right[name] / max(n, 1)
         return metrics
 
     def export(self, model: nn.Module) -> Export:
@@ -179,6 +184,15 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
             folder = Path(self.sounds.name)
             extra["snac"] = str(folder.resolve()) if folder.is_dir() else self.sounds.name
         return Export(tensors, config, components, self.tokenizer.serialized if self.tokenizer is not None else None, extra)
+
+
+def _nats(model: MultimodalLLM, hidden: Tensor, labels: Tensor, modality: str) -> Term:
+    """Of the labels (B,T) of a modality, given the states (B,T,d)."""
+    due = _text_is_due(model, labels, modality)
+    term = next_token_loss(hidden, model.lm_head, labels.masked_fill(due, IGNORE))
+    logits = model.lm_head(hidden[due]).float()  # (N,V), N the texts' ids
+    any_text = (logits.logsumexp(-1) - logits[:, : model.vocabulary.text_size].logsumexp(-1)).sum()
+    return Term(term.sum + any_text, term.count + int(due.sum()))
 
 
 def _text_is_due(model: MultimodalLLM, labels: Tensor, modality: str) -> Tensor:

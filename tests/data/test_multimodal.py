@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from omni.audio import load_audio, save_audio
 from omni.config import MultimodalPretrainingConfig, SpeechLMConfig
@@ -73,6 +74,15 @@ def test_a_clip_is_prepared_and_encoded_once(rows, letters, beeps, monkeypatch) 
     data = MultimodalDataset(rows, letters, beeps, audio_preprocessor=louder)
     assert data[0].ids != MultimodalDataset(rows, letters, beeps)[0].ids
     assert data[1].ids and data[0].ids and seen == [70]
+
+
+def test_a_file_that_stands_in_several_rows_is_encoded_once(letters, beeped, beeps, tmp_path: Path, monkeypatch) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(1000), 100)
+    rows = [{"audio": "a.wav", "text": "a"}, {"audio": "a.wav", "text": "a"}, {"audio": "a.wav", "text": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, encode, seen = MultimodalDataset(tmp_path / "rows.jsonl", letters, beeps), beeps.encode_audio, []
+    monkeypatch.setattr(beeps, "encode_audio", lambda wave: seen.append(len(wave)) or encode(wave))
+    assert data[0].ids == data[2].ids != data[4].ids and len(seen) == 2
 
 
 def test_manifests_and_lists_of_files_are_the_same(rows, letters, beeps, beeped, tmp_path: Path) -> None:
@@ -163,6 +173,8 @@ def test_what_cannot_be_used_is_named(rows, letters, beeps, tmp_path: Path) -> N
     assert "row 1: text and sound take 32 ids, and speech_lm.context_length is 30" in message(
         rows[0], config=SpeechLMConfig(context_length=30)
     )
+    with pytest.raises(DataError, match="row 0: a row names its 'audio' and 'text', found tuple"):
+        MultimodalDataset([("a.wav", "a")], letters, beeps)
     with pytest.raises(ConfigError, match="need an aligner"):
         MultimodalDataset(rows, letters, beeps, config=SIDE_BY_SIDE)
     (tmp_path / "rows.jsonl").write_text('{"audio": "rows.jsonl", "text": "a"}\n')

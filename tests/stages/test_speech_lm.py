@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soxr
 import torch
 import torch.nn.functional as F
 
 from omni.audio import save_audio
-from omni.audio_tokenizers import CodecTokenizer
+from omni.audio_tokenizers import CodecTokenizer, SNACTokenizer
 from omni.checkpoint import load_model, save_model
 from omni.config import RunConfig, SpeechLMConfig, parse, preset
 from omni.data.collate import IGNORE
 from omni.data.multimodal import MultimodalDataset
-from omni.errors import CheckpointError
+from omni.errors import CheckpointError, ConfigError
 from omni.omni_model import OmniModel
 from omni.speech_lm import COMPONENT, MultimodalLLM, SpeechLM
 from omni.stages import STAGES
@@ -109,15 +110,18 @@ def test_the_loss_is_the_mean_over_weighted_targets(make_run: MakeRun, words: di
     assert stage.evaluate(model.eval(), [batch])["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_perplexity_and_accuracy_are_of_each_modality(make_run: MakeRun) -> None:
+def test_perplexity_and_accuracy_are_of_codes_of_text_and_of_when_they_come(make_run: MakeRun) -> None:
     stage, model, batch = built(make_run(speech_lm=SIDE_BY_SIDE))
     metrics = stage.evaluate(model.eval(), [batch])
     with torch.no_grad():
         likeliest, nats = model(batch.input_ids).argmax(-1), nats_of(model, batch)
-    size = model.vocabulary.text_size
-    for name, rows in (("audio", batch.speaks), ("text", ~batch.speaks)):
-        kept = (batch.labels != IGNORE) & rows[:, None]
-        right = (likeliest == batch.labels) | ((name == "audio") & (likeliest < size) & (batch.labels < size))
+    size, codes, labels = model.vocabulary.text_size, model.vocabulary.audio, batch.labels
+    speaks = batch.speaks[:, None].expand_as(labels)
+    of = {"audio": speaks & (labels >= codes.start) & (labels < codes.stop), "text": ~speaks & (labels >= 0) & (labels < size)}
+    of["timing"] = (labels != IGNORE) & ~of["audio"] & ~of["text"]
+    for name, kept in of.items():
+        right = (likeliest == labels) | (speaks & (likeliest < size) & (labels < size))
+        assert kept.any()
         assert metrics[f"{name}_accuracy"] == pytest.approx(right[kept].float().mean().item())
         assert metrics[f"{name}_perplexity"] == pytest.approx(nats[kept].mean().exp().item(), rel=1e-4)
 
@@ -154,9 +158,11 @@ def test_text_ids_are_said_where_their_characters_are_found(make_run: MakeRun) -
     tokenizer, parts = stage.require_tokenizer(), stage.build_omni().eval()
     ids = tokenizer.encode(TEXTS[0])
     wave = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
-    times = ctc_aligner(parts, tokenizer)(wave, ids, "x")
+    times = ctc_aligner(parts, tokenizer, 16_000)(wave, ids, "x")
+    twice = ctc_aligner(parts, tokenizer, 32_000)(soxr.resample(wave, 16_000, 32_000), ids, "x")
+    assert twice == pytest.approx(times, abs=0.1)
     assert len(times) == len(ids) and times == sorted(times) and times[0] >= 0 and times[-1] < 20_000 / 16_000
-    characters = [0.0, *ctc_aligner(parts, Spelled())(wave, list(TEXTS[0]), "x")]
+    characters = [0.0, *ctc_aligner(parts, Spelled(), 16_000)(wave, list(TEXTS[0]), "x")]
     ends = [len(tokenizer.decode(ids[: n + 1])) for n in range(len(ids))]
     assert times == [characters[end] for end in ends]
 
@@ -171,7 +177,12 @@ class Spelled:
 def test_a_trained_folder_says_and_hears_by_itself(make_run: MakeRun) -> None:
     run = make_run(out="trained", speech_lm=SIDE_BY_SIDE | {"codebooks": 2})
     result = train(STAGES["speech-lm"](run), device="cpu")
-    assert set(result.metrics) == {"loss", "audio_perplexity", "audio_accuracy", "text_perplexity", "text_accuracy"}
+    assert set(result.metrics) == {
+        "loss",
+        *(f"{of}_{figure}" for of in ("audio", "text", "timing") for figure in ("perplexity", "accuracy")),
+    }
+    with pytest.raises(ConfigError, match="a speech LM begins anew; leave it out of init_from"):
+        STAGES["speech-lm"](run.model_copy(update={"init_from": (*run.init_from, run.out_dir)}))
     saved = load_model(run.out_dir)
     assert saved.components == (COMPONENT, "codec")
     assert saved.config.speech_lm.code_rates == (1, 1) and saved.config.codec == preset("nano").codec
@@ -180,6 +191,30 @@ def test_a_trained_folder_says_and_hears_by_itself(make_run: MakeRun) -> None:
     speech = lm.say("A small cat.", "ada")
     assert speech.codes.shape[1] == 2 and len(speech.waveform) == len(speech.codes) * 1280
     assert isinstance(lm.transcribe(speech.waveform), str)
+
+
+def test_snac_is_a_setting_and_no_codec_is_needed(make_run: MakeRun, random_snac, tmp_path: Path) -> None:
+    folder = random_snac(tmp_path, "24khz")
+    for n in range(4):
+        save_audio(tmp_path / f"{n}.wav", np.random.default_rng(n).uniform(-0.1, 0.1, 1_600).astype(np.float32), 16_000)
+    rows = [{"audio": f"{n}.wav", "text": TEXTS[n], "speaker": "ada"} for n in range(4)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = make_run(out="snac", speech_lm={"snac": str(folder), "context_length": 2048}, steps=1)
+    data = run.data.model_copy(update={"train": (str(tmp_path / "rows.jsonl"),), "validation": ()})
+    run = run.model_copy(update={"init_from": (), "data": data})
+    train(STAGES["speech-lm"](run), device="cpu")
+    lm = SpeechLM.from_pretrained(run.out_dir, "cpu")
+    assert isinstance(lm.audio_tokenizer, SNACTokenizer) and lm.model.vocabulary.layout.rates == (1, 2, 4)
+    assert lm.say("A small cat.", "ada").sample_rate_hz == 24_000
+    with pytest.raises(ConfigError, match="codebooks counts those of our codec"):
+        make_run(speech_lm={"snac": str(folder), "codebooks": 2})
+
+
+def test_blocks_may_be_computed_again_to_save_memory(make_run: MakeRun) -> None:
+    ends = [
+        train(STAGES["speech-lm"](make_run(out=f"again-{on}", gradient_checkpointing=on)), device="cpu").metrics for on in (False, True)
+    ]
+    assert ends[0] == pytest.approx(ends[1])
 
 
 def test_a_resumed_run_ends_with_the_same_bits(make_run: MakeRun) -> None:
