@@ -429,7 +429,7 @@ STAGES: dict[str, ReleaseStage] = {
     # To bind colours to shapes and places, the vision encoder has to learn too.
     "sft-seeing": _tuning(4500, "sft", freeze=("audio_encoder",)),
     "sft-hearing": _tuning(3000, "sft-seeing", HEARING, freeze=("audio_encoder",)),
-    "sft-remembering": _tuning(6200, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
+    "sft-remembering": _tuning(8800, "sft-hearing", HEARING, freeze=("audio_encoder",), remembers=("chat", 0.15), learning_rate=8e-4),
     # Retrieval by what the tuned encoder sees and the tuned Thinker reads.
     "vision-heads": _seeing(400, SEEING, TUNED, freeze=("vision_encoder", "image_projector")),
     # The Talker follows the Thinker that ships. Its loss is looked at in the end alone: the weights that have the least do not say it best.
