@@ -395,7 +395,7 @@ class TrainConfig(Config):
     """One optimisation run. Batch sizes count sequences over all ranks; `micro_batch_size` is what one forward pass holds on one rank."""
 
     steps: PositiveInt = 1_000
-    freeze: tuple[str, ...] = ()  # components that this run does not change
+    freeze: tuple[str, ...] = ()  # components, or parts of them ("talker.transformer"), that this run does not change
     batch_size: PositiveInt = 32
     micro_batch_size: PositiveInt = 32
     optimizer: Literal["adamw", "muon"] = "adamw"

@@ -376,6 +376,8 @@ def test_a_damaged_archive_is_removed(public: Callable[[str], Path], tmp_path: P
     assert "lil-lab_nlvr.tar.gz: arrived damaged" in fails("nlvr", tmp_path / "out")
     archive(path, {"README": b"elsewhere"})
     assert "holds none of nlvr/dev, nlvr/hidden" in fails("nlvr", tmp_path / "out")
+    archive(path, {"nlvr/dev/../../../x": b"elsewhere"})
+    assert "nlvr/dev/../../../x: leads out of its folder" in fails("nlvr", tmp_path / "out")
 
 
 def test_a_cut_download_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import typer
 
 import omni
 from omni.cli.bench import machine
-from omni.cli.output import note, print_json
+from omni.cli.output import make_folder, note, print_json
 from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM, read_json
 from omni.errors import ConfigError, DataError
 
@@ -150,15 +150,15 @@ def evaluate(
         raise ConfigError("--before compares all items; leave out --limit")
     if fast and (limit is not None or before is not None):
         raise ConfigError("--fast looks at a few items of every suite; leave out --limit and --before")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"{out}: is a folder; name a file to write into")
-    if out is not None:
-        _make_folder(out.parent)
+    if out is not None:  # before hours of measuring
+        if out.is_dir():
+            raise ConfigError(f"{out}: is a folder; name a file to write into")
+        make_folder(out.parent)
     model, chosen = _load(suite, checkpoint, device), Settings(data, limit, baseline, judge)
     result = _all(model, chosen, fast, before) if suite == ALL else _measure(suite, model, chosen)
     if suite == ALL and not fast and limit is None:  # a quick look overwrites no results
         out = out or Path("results") / f"{model.folder.name}.json"
-        _make_folder(out.parent)
+        make_folder(out.parent)
     if out is not None:
         write_json(out, result)
     if as_json:
@@ -168,14 +168,6 @@ def evaluate(
         for section in ("metrics", "baselines", "ceilings"):
             for figure, value in flat(found[section]).items():
                 print(f"{name:6} {section[:-1]:9} {figure:60} {value}")
-
-
-def _make_folder(folder: Path) -> None:
-    """Before hours of measuring. Raises ConfigError where there can be none."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made a folder ({error.strerror}); name another file with --out") from None
 
 
 def _measure(suite: str, model: Any, chosen: Settings, *, again: bool = True) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def answers(questions: Sequence[SceneQuestion], texts: Sequence[str]) -> Row:
     return share(right) | {"exact": exact["share"], "exact_95": exact["share_95"], "by_kind": by_kind}
 
 
+def guesses(questions: Sequence[SceneQuestion], slots: Sequence[str]) -> Row:
+    """`answers` of one that names only the answer slot, and says no sentence."""
+    return {name: value for name, value in answers(questions, slots).items() if not name.startswith("exact")}
+
+
 @dataclass(frozen=True)
 class SceneResults:
     """Right answers to the typed and the spoken questions, beside the baselines: another scene's picture, no picture, the commonest answer to the
@@ -108,11 +113,9 @@ def evaluate_scenes(omni: Omni, questions: Sequence[SceneQuestion]) -> SceneResu
         "spoken": replies(omni, [content(q.image, audio=q.spoken) for q in questions]),
         "swapped": replies(omni, [content(other.image, text=q.question) for q, other in zip(questions, others, strict=True)]),
         "withheld": replies(omni, [content(text=q.question) for q in questions]),
-        "majority": [commonest[q.kind] for q in questions],
     }
     scores = {name: answers(questions, texts) for name, texts in said.items()}
-    for figure in ("exact", "exact_95"):
-        del scores["majority"][figure]  # it says no sentence
+    scores["majority"] = guesses(questions, [commonest[q.kind] for q in questions])
     return SceneResults(scores, said["typed"], said["spoken"])
 
 

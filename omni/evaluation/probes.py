@@ -169,7 +169,8 @@ def scores(guesses: Tensor, targets: Tensor, n_classes: int) -> dict[str, float]
 
 
 def evaluate_probes(omni: Omni, *, limit: int | None = None) -> dict[str, dict[str, Any]]:
-    """Metrics by probe and kind of features, with 95 % intervals of the accuracy over the scenes that it is asked about (`items`); baselines: the majority answers of training."""
+    """Metrics by probe and kind of features, with 95 % intervals of the accuracy over the scenes that it is asked about (`items`); baselines:
+    the majority answers of training."""
     n_tests = min(limit or TESTS, TESTS)
     n_training = TRAINING * n_tests // TESTS
     rng = Random(SEED)
@@ -183,13 +184,13 @@ def evaluate_probes(omni: Omni, *, limit: int | None = None) -> dict[str, dict[s
         targets = torch.tensor([probe.target(scene) for scene, fit_ in zip(scenes, fits, strict=True) if fit_])
         test = is_test[fits]
         truth = targets[test]
+        asked = truth != UNASKED
         common = majority(targets[~test], probe.n_classes)
         baselines[name] = scores(common.expand_as(truth), truth, probe.n_classes)
-        metrics[name], n_right = {"items": len(truth), "questions": int((truth != UNASKED).sum())}, {}
+        metrics[name], n_right = {"items": len(truth), "questions": int(asked.sum())}, {}
         for kind, x in inputs.items():
             fitted, n_right[kind] = fit(x[fits][~test], targets[~test], probe.n_classes)
             guesses = fitted(x[fits][test])
-            asked = truth != UNASKED
             low, high = ratio_interval(((guesses == truth) & asked).sum(1).tolist(), asked.sum(1).tolist(), range(len(truth)))
             metrics[name][kind] = scores(guesses, truth, probe.n_classes) | {"accuracy_95": (round(low, 4), round(high, 4))}
         best = max(n_right, key=lambda kind: n_right[kind])

@@ -25,7 +25,7 @@ class OmniStage(Stage[B]):
 
     def __init__(self, run: RunConfig) -> None:
         super().__init__(run)
-        unknown = sorted(set(run.train.freeze) - set(COMPONENTS))
+        unknown = sorted({name.partition(".")[0] for name in run.train.freeze} - set(COMPONENTS))
         if unknown:
             raise ConfigError(f"train.freeze: no component {unknown[0]!r}; known: {', '.join(COMPONENTS)}")
         self.sources: dict[str, SavedModel] = {}
@@ -71,10 +71,20 @@ class OmniStage(Stage[B]):
         for name in model.components:
             if name in self.sources:
                 model.load_components(self.sources[name], only=[name])
-        for name in model.components:
-            if name in self.needs or name in self.run.train.freeze:
-                getattr(model, name).requires_grad_(False)
+        for name in (*self.needs, *self.run.train.freeze):
+            self._freeze(model, name)
         return model
+
+    def _freeze(self, model: OmniModel, name: str) -> None:
+        """A component that the model has, or a part of one ("talker.transformer")."""
+        component, _, part = name.partition(".")
+        paths = [path for path, _ in model.named_parameters() if path.startswith(f"{component}.")]
+        chosen = [path for path in paths if f"{path}.".startswith(f"{name}.")]
+        if paths and not chosen:
+            parts = sorted({path.split(".")[1] for path in paths})
+            raise ConfigError(f"train.freeze: {component} has no part {part!r}; it has: {', '.join(parts)}")
+        for path in chosen:
+            model.get_parameter(path).requires_grad_(False)
 
     def build_model(self) -> nn.Module:
         return self.build_omni()

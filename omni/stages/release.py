@@ -119,6 +119,9 @@ def _dialogues_and_prose(folders: Folders) -> Iterable[Row]:
 # How often an epoch holds the clips of a reader, the one that is the world's among them: at first many voices, then the natural ones.
 MANY_VOICES = {"kathleen": 3, "heart": 1, "espeak": 1, "flite": 1, "piper": 1, "world": 1 / 6}
 VOICES: dict[str, float] = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}  # those that the model is to speak with
+# Beside them, what the Talker said before, to say it behind another Thinker: more texts than anybody has read (knowledge distillation of
+# sequences, Kim & Rush 2016, §3.2)
+TUNED_VOICES: dict[str, float] = {"heart": 2, "teacher": 2, "kathleen": 2, "piper": 1, "told": 1}
 LM_VOICES = {
     "told": 1,
     "heart": 1,
@@ -128,8 +131,8 @@ LM_VOICES = {
     "piper": 1,
     "flite": 1 / 8,
 }  # the speech LM speaks with those of its configuration's voices, and hears them all
-# Of readers who are not called what their voice is. What the Talker told is nobody's: from it others learn to hear, not to speak.
-VOICE_NAMES = {"teacher": "heart", "piper": "joe", "told": "talker"}
+VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
+LM_NAMES = VOICE_NAMES | {"told": "talker"}  # to the speech LM what the Talker told is nobody's: it hears that, and does not say it
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
 
@@ -143,14 +146,14 @@ TELLER = ("chat", "codec", "vocoder", "talker")  # what it takes to say them
 TOLD_BY = ("kathleen", "kathleen", "heart", "joe")  # taking turns
 
 
-def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
+def _clips(shares: dict[str, float], names: dict[str, str] = VOICE_NAMES) -> Callable[[Folders], Iterable[Row]]:
     """Clips whose sentences are not held out."""
 
     def rows(folders: Folders) -> Iterable[Row]:
         for reader, share in shares.items():
             number = None
             for number, row in enumerate(_reader(reader, folders)):
-                row |= {"speaker": VOICE_NAMES.get(reader, row["speaker"])}
+                row |= {"speaker": names.get(reader, row["speaker"])}
                 if share >= 1:
                     yield from int(share) * [row]
                 elif number % round(1 / share) == 0:
@@ -315,7 +318,9 @@ def _speech_lm(steps: int, optimizer: str, rate: float, evaluate_every: int) -> 
     """The second system: says two voices and hears more, through the codec's codes. An update is 32 sequences of about 200 ids."""
     train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": rate, "optimizer": optimizer}
     train |= {"warmup_steps": min(200, steps // 10), "evaluate_every": evaluate_every}
-    return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0})
+    return ReleaseStage(
+        "speech-lm", _clips(LM_VOICES, LM_NAMES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0}
+    )
 
 
 def _hearing(shares: dict[str, float], steps: int, init_from: str, batch_size: int = 32) -> ReleaseStage:
@@ -435,8 +440,16 @@ STAGES: dict[str, ReleaseStage] = {
     # The Talker follows the Thinker that ships. Its loss is looked at in the end alone: the weights that have the least do not say it best.
     "talker-tuned": ReleaseStage(
         "talker",
-        _clips(VOICES),
-        {"steps": 1000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 3e-4, "warmup_steps": 50, "evaluate_every": 1000},
+        _clips(TUNED_VOICES),
+        {
+            "steps": 2900,
+            "batch_size": 32,
+            "micro_batch_size": 32,
+            "learning_rate": 6e-4,
+            "warmup_steps": 50,
+            "evaluate_every": 2900,
+            "freeze": ["talker.aligner"],
+        },
         init_from=("talker", "codec", TUNED),
         data={"max_audio_s": 12.0, "cached_hours": 60.0},
     ),
@@ -480,11 +493,15 @@ def _write_manifests(step: str, folders: Folders) -> tuple[list[Path], list[Path
 def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
     """Train a step, or take note that it is done; what it took is also written to result.json in its run folder."""
     run = release_run(step, data, work, seed)
-    if (work / step).exists() and (changed := _changed(work, step)):
+    stage = STAGES[step]
+    if not (work / step).exists():
+        sources = (*stage.init_from, *([stage.remembers[0]] if stage.remembers is not None else []))
+        write_json(_begun(work, step), {name: _weights_digest(work / name) for name in sources})
+    elif changed := _changed(work, step):
         raise ConfigError(f"{work / step}: was begun from other weights of {', '.join(changed)}; remove the folder to train it anew")
-    write_json(_begun(work, step), {name: _weights_digest(work / name) for name in STAGES[step].init_from})
-    if (remembers := STAGES[step].remembers) is not None:
-        _mix(work / STAGES[step].init_from[0], work / remembers[0], remembers[1], _mixed(work, step))
+    if stage.remembers is not None:
+        name, share = stage.remembers
+        _mix(work / stage.init_from[0], work / name, share, _mixed(work, step))
     trained = train(TRAINER_STAGES[run.stage](run))
     row: Row = {"step": step, "steps": trained.steps, "kept_step": trained.kept_step, "seconds": round(trained.seconds)}
     row |= {"metrics": trained.metrics, "data": _amount(run)}

@@ -68,7 +68,8 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
         """Raises ConfigError for a speech LM in `init_from`: one always begins anew."""
         words = run.model.speech_lm
         if self.needs:  # else the data are there already
-            self.needs = (*(() if words.snac is not None else self.needs), *(["audio_encoder"] if words.side_by_side else []))
+            sounds = ("codec",) if words.snac is None else ()
+            self.needs = (*sounds, "audio_encoder") if words.side_by_side else sounds
         super().__init__(run)
         if COMPONENT in self.sources:
             raise ConfigError(f"{self.sources[COMPONENT]}: a speech LM begins anew; leave it out of init_from")

@@ -12,6 +12,7 @@ import torch
 
 from omni.checkpoint import load_model
 from omni.config import RunConfig
+from omni.errors import ConfigError
 from omni.evaluation.metrics import greedy_ctc
 from omni.stages import STAGES
 from omni.stages.sft import sft_hidden_states
@@ -164,3 +165,20 @@ def test_what_has_been_learned_is_not_begun_anew(nano_run: Run, trained: Callabl
     again.prepare(model, splits.collate([splits.train[i] for i in range(8)]))
     kept = model.tensors([component])
     assert kept and all(torch.equal(kept[name], tensor) for name, tensor in before.items() if name.startswith(f"{component}."))
+
+
+def test_a_part_of_a_component_can_be_frozen(nano_run: Run, trained: Callable[[str], str]) -> None:
+    sources = trained("text"), trained("codec"), trained("talker")
+
+    def frozen(*names: str) -> set[str]:
+        run = nano_run("talker", "voice", init_from=sources, out="unused", freeze=names)
+        model = STAGES["talker"](run).build_model()
+        return {name.split(".")[1] for name, p in model.named_parameters() if name.startswith("talker.") and not p.requires_grad}
+
+    assert frozen() == frozen("vision_encoder") == set()  # which this stage does not have
+    assert frozen("talker.first_out", "talker.begin") == {"first_out", "begin"}
+    assert len(frozen("talker")) > 9
+    with pytest.raises(ConfigError, match=r"train.freeze: talker has no part 'first'; it has: aligner, begin, .*transformer"):
+        frozen("talker.first")
+    with pytest.raises(ConfigError, match="train.freeze: no component 'first_out'; known: "):
+        frozen("first_out.weight")
