@@ -3,8 +3,8 @@
     python benchmarks/curves.py runs/release --steps text chat audio vision --hardware "one core of …" --out docs/training
 
 writes docs/training.md (a table, and the picture), docs/training.svg (the curves) and docs/training.json: of every step its data, updates, seconds
-and final scores, the training loss (a mean over each of 100 stretches) and every validation score. What is no longer in a run folder stays as the
-JSON had it; a step of which neither tells the result has a row that says so.
+and final scores, the training loss (a mean over each of 100 stretches) and every validation score. What is no longer in a run folder is told by
+the checkpoint that `--ckpt` names, or stays as the JSON had it; a step of which none tells the result has a row that says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from statistics import mean
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from omni.checkpoint import load_model
 
 POINTS = 100
 WIDTH, HEIGHT, MARGIN = 420, 240, 46
@@ -38,10 +40,12 @@ def read(folder: Path) -> dict[str, Curve]:
     return curves
 
 
-def step_of(folder: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """What a run folder tells of its step; the rest is `known`."""
+def step_of(folder: Path, known: dict[str, Any], shipped: dict[str, Any]) -> dict[str, Any]:
+    """What a run folder tells of its step, or else the checkpoint that ships; the rest is `known`, unless that is of another run."""
     result = folder / "result.json"
-    told = json.loads(result.read_text()) if result.exists() else {}
+    told = json.loads(result.read_text()) if result.exists() else shipped
+    if told and any(told[name] != known.get(name) for name in ("steps", "seconds")):
+        known = {}
     return known | told | ({"curves": read(folder)} if (folder / "tensorboard").exists() else {})
 
 
@@ -114,11 +118,14 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--steps", nargs="+", required=True)
     parser.add_argument("--hardware", required=True)
+    parser.add_argument("--ckpt", type=Path, help="a checkpoint that tells of steps whose run folders are gone")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     out = arguments.out.with_suffix(".json")
     known: dict[str, Any] = json.loads(out.read_text())["steps"] if out.exists() else {}
-    steps = {name: step_of(arguments.work / name, known.get(name, {})) for name in arguments.steps}
+    records = load_model(arguments.ckpt).extra["training"] if arguments.ckpt is not None else []
+    shipped = {record["step"]: record for record in records}
+    steps = {name: step_of(arguments.work / name, known.get(name, {}), shipped.get(name, {})) for name in arguments.steps}
     out.write_text(json.dumps({"hardware": arguments.hardware, "steps": steps}) + "\n")
     arguments.out.with_suffix(".svg").write_text(draw({name: step["curves"] for name, step in steps.items() if "curves" in step}))
     arguments.out.with_suffix(".md").write_text(page(steps, arguments.hardware, arguments.out.with_suffix(".svg").name))

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from omni.checkpoint import load_model
+from omni.config import DEFAULT_CHECKPOINT
+
 RESULT = {"steps": 1500, "seconds": 7200, "metrics": {"loss": 1.25}, "data": {"rows": 900}}
 
 
@@ -18,9 +21,19 @@ def write_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import curves
 
-    def run(*steps: str) -> tuple[str, str, dict[str, Any]]:
+    def run(*steps: str, more: tuple[str, ...] = ()) -> tuple[str, str, dict[str, Any]]:
         out = tmp_path / "training"
-        given = ["curves", str(tmp_path / "runs"), "--steps", *steps, "--hardware", "one core; b as two processes", "--out", str(out)]
+        given = [
+            "curves",
+            str(tmp_path / "runs"),
+            "--steps",
+            *steps,
+            "--hardware",
+            "one core; b as two processes",
+            "--out",
+            str(out),
+            *more,
+        ]
         monkeypatch.setattr("sys.argv", given)
         curves.main()
         return out.with_suffix(".md").read_text(), out.with_suffix(".svg").read_text(), json.loads(out.with_suffix(".json").read_text())
@@ -56,3 +69,15 @@ def test_what_is_no_longer_there_stays_as_it_was(tmp_path, write_log) -> None:
     before = write_log("whole")
     (tmp_path / "runs/whole").rename(tmp_path / "elsewhere")
     assert write_log("whole") == before
+
+
+def test_a_checkpoint_tells_of_steps_whose_folders_are_gone(tmp_path, write_log) -> None:
+    records = {record["step"]: record for record in load_model(Path(DEFAULT_CHECKPOINT)).extra["training"]}
+    shorter = records["talker-tuned"] | {"steps": 600, "curves": {"train/loss": [(1, 2.0), (2, 1.0)]}}  # of an earlier run
+    chat = records["chat"] | {"curves": shorter["curves"]}
+    known = {"hardware": "one core", "steps": {"talker-tuned": shorter, "chat": chat}}
+    (tmp_path / "training.json").write_text(json.dumps(known))
+    page, _, found = write_log("talker-tuned", "chat", more=("--ckpt", DEFAULT_CHECKPOINT))
+    assert found["steps"]["talker-tuned"] == records["talker-tuned"]
+    assert "curves" in found["steps"]["chat"]
+    assert "The curves of `talker-tuned` went" in page
