@@ -158,37 +158,20 @@ def show_world(found: WorldResults, promised: dict[str, tuple[str, float]]) -> N
     from rich.console import Console
     from rich.table import Table
 
-    labels = {
-        "typed": "unseen scenes, typed questions: right",
-        "spoken": "… questions by voices never heard",
-        "swapped": "… another scene's picture",
-        "withheld": "… no picture",
-        "majority": "… commonest answer of the kind of question",
-    }
-    figures = [(name, label, found.scenes[name], "share") for name, label in labels.items()]
-    figures.append(("hearing", "voices never heard: word errors of CTC", found.hearing, "wer"))
-    if found.speech is not None:
-        figures.append(("speech", "its own speech: word errors of Whisper base", found.speech, "wer"))
+    from omni.evaluation.pocket import measured
+
     table = Table("measured", "items", "", "95 %", *(("bound", "kept") if promised else ()))
-    for name, label, row, figure in figures:
-        value = row[figure]
-        cells = [label, str(row["items"]), f"{value:.1%}", _range(row[f"{figure}_95"])]
-        if name in promised:
-            sign, bound = promised[name]
-            kept = value >= bound if sign == "≥" else value <= bound
-            cells += [f"{sign} {bound:.0%}", "yes" if kept else "no"]
-        table.add_row(*cells)
-    if found.speech is None:
-        table.add_row("its own speech", "", "unjudged")
+    for row in measured(vars(found), promised):
+        table.add_row(*(row if promised else row[:4]))
     Console().print(table)
     table = Table("kind of question", "items", "typed", "95 %", "spoken", "95 %", title="unseen scenes: right")
     typed, spoken = (found.scenes[name]["by_kind"] for name in ("typed", "spoken"))
     for kind, row in typed.items():
-        cells = [cell for side in (row, spoken[kind]) for cell in (f"{side['share']:.0%}", _range(side["share_95"], 0))]
+        cells = [cell for side in (row, spoken[kind]) for cell in (f"{side['share']:.0%}", _range(side["share_95"]))]
         table.add_row(kind, str(row["items"]), *cells)
     Console().print(table)
 
 
-def _range(interval: tuple[float, float], digits: int = 1) -> str:
+def _range(interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{low:.{digits}%} to {high:.{digits}%}"
+    return f"{low:.0%} to {high:.0%}"

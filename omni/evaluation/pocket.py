@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,17 @@ from omni.training.losses import ctc_nats
 BATCH = 32
 # By preset of the recipe: what a model that it made must reach. "typed": right answers; "hearing" and "speech": word errors.
 PROMISED: dict[str, dict[str, tuple[str, float]]] = {"tiny": {"typed": ("≥", 0.8), "hearing": ("≤", 0.15), "speech": ("≤", 0.3)}}
+
+# What is measured, for tables.
+LABELS = {
+    "typed": "unseen scenes, typed questions: right",
+    "spoken": "… questions by voices never heard",
+    "swapped": "… another scene's picture",
+    "withheld": "… no picture",
+    "majority": "… commonest answer of the kind of question",
+    "hearing": "voices never heard: word errors of CTC",
+    "speech": "its own speech: word errors of Whisper base",
+}
 
 Row = dict[str, Any]
 
@@ -185,3 +196,21 @@ def evaluate_world(
         {"items": len(heard)} | asdict(rates(heard, [omni.transcribe(clip.audio) for clip in heard])),
         speech,
     )
+
+
+def measured(found: Mapping[str, Any], promised: Mapping[str, tuple[str, float]]) -> list[tuple[str, ...]]:
+    """Rows of a table, what was measured (the fields of WorldResults) beside what was `promised`: label, items, figure, 95 % interval, bound,
+    whether it is kept."""
+    rows: list[tuple[str, ...]] = []
+    for name, row in {**found["scenes"], "hearing": found["hearing"], "speech": found["speech"]}.items():
+        if row is None:
+            rows.append((LABELS[name], "", "unjudged", "", "", ""))
+            continue
+        figure = "wer" if "wer" in row else "share"
+        low, high = row[f"{figure}_95"]
+        bound, kept = "", ""
+        if name in promised:
+            sign, value = promised[name]
+            bound, kept = f"{sign} {value:.0%}", "yes" if (row[figure] >= value if sign == "≥" else row[figure] <= value) else "no"
+        rows.append((LABELS[name], str(row["items"]), f"{row[figure]:.1%}", f"{low:.1%} to {high:.1%}", bound, kept))
+    return rows

@@ -2,6 +2,8 @@
 
     python -m omni.evaluation.report [results/omni-tiny.json]
 
+What `muomni train pocket --json` wrote into results/pocket-tiny.json is told in the end of RESULTS.md.
+
 A figure whose name ends in `_95`, or an `interval` beside a `share`, is the 95 % interval of the one without."""
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from omni.checkpoint import load_model
 from omni.config import RELEASE, read_json
 from omni.data.sources import SOURCES
 from omni.errors import ConfigError, OmniError
+from omni.evaluation.pocket import PROMISED, measured
 from omni.evaluation.text import TEMPERATURE, TOP_P
 from omni.evaluation.tts import REPEATED, REPLY_WORDS
 
-RESULTS, REPORT = Path(f"results/{RELEASE}.json"), Path("RESULTS.md")
+RESULTS, POCKET, REPORT = Path(f"results/{RELEASE}.json"), Path("results/pocket-tiny.json"), Path("RESULTS.md")
 COMMAND = "python -m omni.evaluation.report"
 
 Row = dict[str, Any]
@@ -189,8 +192,8 @@ def figure_table(title: str, values: Mapping[str, Any]) -> str:
     return table((title, "Value", "95 %"), rows) if rows else ""
 
 
-def report(results: Row) -> str:
-    """RESULTS.md."""
+def report(results: Row, pocket: Row | None = None) -> str:
+    """RESULTS.md. `pocket`: what `muomni train pocket` wrote."""
     parts = [
         f"# Results of `{results['checkpoint']}`",
         f"Written by `{COMMAND}` from what `muomni eval all --json` measured on {machine(results['machine'])}.",
@@ -209,7 +212,20 @@ def report(results: Row) -> str:
         parts += [figure_table(section.capitalize(), suite[section]) for section in ("metrics", "baselines", "ceilings")]
         if name == "text" and "samples" in suite["metrics"]:
             parts.append(samples(suite["metrics"]["samples"]))
+    if pocket is not None:
+        parts += _pocket(pocket)
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _pocket(made: Row) -> list[str]:
+    """The recipe's time by stage, and what its model does."""
+    minutes = [(row["stage"], shown(row["steps"]) if row["steps"] else "", f"{row['seconds'] / 60:.1f}") for row in made["stages"]]
+    return [
+        f"## `muomni train pocket --preset {made['preset']}`: from nothing in {made['minutes']:.0f} minutes, on {machine(made['machine'])}",
+        "Another model than the one above: it knows the generated world alone, and its items are of that world.",
+        table(("Stage", "Updates", "Minutes"), [*minutes, ("all", "", f"{made['minutes']:.1f}")]),
+        table(("Measured", "Items", "Value", "95 %", "Bound", "Kept"), measured(made["measured"], PROMISED[made["preset"]])),
+    ]
 
 
 def samples(said: Sequence[Mapping[str, Any]]) -> str:
@@ -336,7 +352,8 @@ def main() -> None:
         raise ConfigError(f"the results have no {missing[0]!r}; write them with: muomni eval all --out {RESULTS}")
     if results["fast"] or results["limit"] is not None:
         raise ConfigError("the results are a quick look at some items (--fast, --limit); measure all of them: muomni eval all")
-    REPORT.write_text(report(results), encoding="utf-8")
+    pocket = read_json(POCKET) if POCKET.exists() else None
+    REPORT.write_text(report(results, pocket), encoding="utf-8")
     folder = Path(results["checkpoint"])
     if folder.name == RELEASE and folder.is_dir():
         (folder / "README.md").write_text(card(results, load_model(folder).extra), encoding="utf-8")

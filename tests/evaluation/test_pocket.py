@@ -57,7 +57,7 @@ def test_answers_are_broken_down_by_kind_of_question(lines) -> None:
     found = lines(results(speech=None), "tiny")
     assert found["colour"] == ["2", "100%", "34% to 100%", "100%", "34% to 100%"]
     assert found["shape"][:2] == ["2", "50%"] and found["shape"][3:] == ["0%", "0% to 66%"]
-    assert found["its own speech"][1] == "unjudged"
+    assert found["its own speech: word errors of Whisper base"][1] == "unjudged"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
