@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from omni.config import TrainConfig
 from omni.errors import ConfigError
+from omni.nn.precision import computes_bfloat16
 from omni.nn.transformer import Block
 from omni.training.stage import Objective
 
@@ -29,16 +31,44 @@ def make_optimizers(model: nn.Module, objective: Objective, config: TrainConfig)
     others = [p for p in objective.parameters if id(p) not in in_blocks]
     found: list[torch.optim.Optimizer] = [adamw(model, others, config)] if others else []
     if matrices:
-        found.append(muon(matrices, config))
+        found.append(Muon(matrices, config))
     return found
 
 
-def muon(matrices: list[nn.Parameter], config: TrainConfig) -> torch.optim.Muon:
+class Muon(torch.optim.Muon):
     """Muon (Jordan et al. 2024): momentum whose matrix is made orthogonal. Steps are scaled to the size of AdamW's (Liu et al. 2025, §2.2), so that
-    one learning rate serves both."""
-    return torch.optim.Muon(
-        matrices, lr=config.learning_rate, weight_decay=config.weight_decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw"
-    )
+    one learning rate serves both. It is torch's where the device computes in bfloat16, as torch always does; where that would be emulated the
+    same is computed in float32."""
+
+    def __init__(self, matrices: list[nn.Parameter], config: TrainConfig) -> None:
+        rate, decay = config.learning_rate, config.weight_decay
+        super().__init__(matrices, lr=rate, weight_decay=decay, momentum=MUON_MOMENTUM, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        if all(computes_bfloat16(p.device) for group in self.param_groups for p in group["params"]):
+            return super().step(closure)
+        assert closure is None, "the Trainer has computed the gradients"
+        for group in self.param_groups:
+            rate, share = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                momentum.lerp_(p.grad, 1 - share)
+                update = orthogonal(p.grad.lerp(momentum, share), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - rate * group["weight_decay"]).add_(update, alpha=-rate * 0.2 * math.sqrt(max(p.shape)))
+
+
+def orthogonal(matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """The nearest orthogonal matrix, about: its singular values are near one (a Newton-Schulz iteration of fifth order)."""
+    a, b, c = coefficients
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    x = wide / wide.norm().clamp(min=eps)  # no singular value is above one
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide is matrix else x.T
 
 
 def adamw(model: nn.Module, parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:

@@ -10,7 +10,7 @@ from toy_stage import ToyModel, TwoObjectiveStage, make_run
 from omni.config import TrainConfig, preset
 from omni.errors import ConfigError
 from omni.thinker import ThinkerLM
-from omni.training.optimizers import adamw, check_objectives, learning_rate, make_optimizers, muon
+from omni.training.optimizers import Muon, adamw, check_objectives, learning_rate, make_optimizers
 from omni.training.stage import Objective
 
 
@@ -82,10 +82,30 @@ def test_a_step_of_muon_is_an_orthogonal_matrix_of_the_size_of_adamws() -> None:
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(64, 32))
     weight.grad = torch.randn(64, 32)
-    muon([weight], TrainConfig(learning_rate=0.1, weight_decay=0.0)).step()
+    Muon([weight], TrainConfig(learning_rate=0.1, weight_decay=0.0)).step()
     singular = torch.linalg.svdvals(weight.detach()) / (0.1 * 0.2 * 64**0.5)
     assert singular.min() > 0.6 and singular.max() < 1.3
     assert 0.5 < weight.detach().square().mean().sqrt() / (0.1 * 0.2) < 1.5
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32)])
+def test_muon_steps_alike_with_and_without_bfloat16(shape, monkeypatch) -> None:
+    def stepped(native: bool, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict]:
+        monkeypatch.setattr("omni.training.optimizers.computes_bfloat16", lambda device: native)
+        torch.manual_seed(0)
+        weight, unused = nn.Parameter(torch.randn(shape).to(dtype)), nn.Parameter(torch.ones(2, 2))
+        optimizer = Muon([weight, unused], TrainConfig(learning_rate=0.1, weight_decay=0.1))
+        for _ in range(3):
+            weight.grad = torch.randn(shape).to(dtype)
+            optimizer.step()
+        assert unused.eq(1).all()
+        return weight.detach(), optimizer.state_dict()
+
+    (torchs, state), (ours, same) = stepped(native=True), stepped(native=False)
+    torch.testing.assert_close(ours, torchs, atol=3e-3, rtol=0)
+    assert same["param_groups"] == state["param_groups"]
+    torch.testing.assert_close(same["state"], state["state"])  # a run may continue on another machine
+    torch.testing.assert_close(ours, stepped(native=False, dtype=torch.float64)[0].float(), atol=1e-5, rtol=0)  # nothing was in bfloat16
 
 
 def test_muon_refuses_sharded_matrices() -> None:
