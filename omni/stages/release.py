@@ -122,17 +122,13 @@ VOICES: dict[str, float] = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}
 # Beside them, what the Talker said before, to say it behind another Thinker: more texts than anybody has read (knowledge distillation of
 # sequences, Kim & Rush 2016, §3.2)
 TUNED_VOICES: dict[str, float] = {"heart": 2, "teacher": 2, "kathleen": 2, "piper": 1, "told": 1}
-LM_VOICES = {
+LM_VOICES: dict[str, float] = {
     "told": 1,
-    "heart": 1,
-    "teacher": 1,
-    "kathleen": 3,
-    "cast": 1,
-    "piper": 1,
-    "flite": 1 / 8,
-}  # the speech LM speaks with those of its configuration's voices, and hears them all
+    "heart": 2,
+    "teacher": 2,
+    "kathleen": 4,
+}  # the speech LM says those of its configuration, and hears all
 VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
-LM_NAMES = VOICE_NAMES | {"told": "talker"}  # to the speech LM what the Talker told is nobody's: it hears that, and does not say it
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
 
@@ -146,14 +142,14 @@ TELLER = ("chat", "codec", "vocoder", "talker")  # what it takes to say them
 TOLD_BY = ("kathleen", "kathleen", "heart", "joe")  # taking turns
 
 
-def _clips(shares: dict[str, float], names: dict[str, str] = VOICE_NAMES) -> Callable[[Folders], Iterable[Row]]:
+def _clips(shares: dict[str, float]) -> Callable[[Folders], Iterable[Row]]:
     """Clips whose sentences are not held out."""
 
     def rows(folders: Folders) -> Iterable[Row]:
         for reader, share in shares.items():
             number = None
             for number, row in enumerate(_reader(reader, folders)):
-                row |= {"speaker": names.get(reader, row["speaker"])}
+                row |= {"speaker": VOICE_NAMES.get(reader, row["speaker"])}
                 if share >= 1:
                     yield from int(share) * [row]
                 elif number % round(1 / share) == 0:
@@ -318,9 +314,7 @@ def _speech_lm(steps: int, optimizer: str, rate: float, evaluate_every: int) -> 
     """The second system: says two voices and hears more, through the codec's codes. An update is 32 sequences of about 200 ids."""
     train = {"steps": steps, "batch_size": 32, "micro_batch_size": 16, "learning_rate": rate, "optimizer": optimizer}
     train |= {"warmup_steps": min(200, steps // 10), "evaluate_every": evaluate_every}
-    return ReleaseStage(
-        "speech-lm", _clips(LM_VOICES, LM_NAMES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0}
-    )
+    return ReleaseStage("speech-lm", _clips(LM_VOICES), train, init_from=(LISTENER, "codec", "vocoder"), data={"max_audio_s": 12.0})
 
 
 def _hearing(shares: dict[str, float], steps: int, init_from: str, batch_size: int = 32) -> ReleaseStage:

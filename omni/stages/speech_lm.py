@@ -112,6 +112,18 @@ class SpeechLMStage(OmniStage[MultimodalBatch]):
     def build_model(self) -> MultimodalLLM:
         return MultimodalLLM(self.config.speech_lm)
 
+    @torch.no_grad()
+    def prepare(self, model: MultimodalLLM, batch: MultimodalBatch) -> None:
+        """Codes of our codec that sound alike begin alike: half the variance of a code's row is from what the code adds to the codec's latents, turned
+        by one random rotation into the model's width, so that the sum of a frame's rows tells the latent."""
+        if not isinstance(self.sounds, CodecTokenizer):
+            return
+        rows, codes = model.tok_emb.weight, model.vocabulary.audio
+        meaning = torch.cat(self.sounds.model.codec.rvq.vectors())[: len(codes)].to(rows)
+        turned = meaning @ nn.init.orthogonal_(torch.empty(meaning.shape[1], rows.shape[1])).to(rows)
+        own = rows[codes.start : codes.stop]
+        own.copy_((own + turned * own.std() / turned.std()) / math.sqrt(2))
+
     def items(self, batch: MultimodalBatch, n_examples: int) -> int:
         return int(batch.lengths.sum())
 

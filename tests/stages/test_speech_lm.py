@@ -89,6 +89,22 @@ def built(run: RunConfig) -> tuple[SpeechLMStage, MultimodalLLM, Any]:
     return stage, model, splits.collate([splits.train[i] for i in range(len(splits.train))])
 
 
+def test_codes_that_sound_alike_begin_alike_and_nothing_else_changes(make_run) -> None:
+    stage, model, batch = built(make_run())
+    before = model.tok_emb.weight.detach().clone()
+    stage.prepare(model, batch)
+    codes, rows = model.vocabulary.audio, model.tok_emb.weight.detach()
+    others = [i for i in range(len(rows)) if i not in codes]
+    torch.testing.assert_close(rows[others], before[others])
+    own = rows[codes.start : codes.stop]
+    assert own.std() == pytest.approx(float(before[codes.start : codes.stop].std()), rel=0.1)
+    vectors = torch.cat(stage.sounds.model.codec.rvq.vectors())  # type: ignore[attr-defined]
+    alike, unlike = (
+        torch.corrcoef(torch.stack([torch.pdist(vectors), torch.pdist(x)]))[0, 1] for x in (own, before[codes.start : codes.stop])
+    )
+    assert alike > 0.4 > 0.1 > abs(unlike)
+
+
 def nats_of(model: MultimodalLLM, batch: Any) -> torch.Tensor:
     """(B,T): of every target; of text that is known when it is said, that any text comes."""
     log_p = model(batch.input_ids).log_softmax(-1)
