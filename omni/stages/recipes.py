@@ -48,16 +48,15 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
         "codec": {"steps": 600, "learning_rate": 4e-3},
         "talker": {"steps": 700, "learning_rate": 4e-3},
     },
-    # Seconds of one core for an update, by stage: 0.87, 0.43, 1.12, 1.2, 0.2, 0.45 (with discriminators 1.1), 0.69. That is 95 minutes of one core,
-    # by estimate 60 to 68 on two; beside it about 5 minutes for the data, 4 for the stages' own scores and 4 to measure: within 90.
+    # Sized for 90 minutes on two cores without bfloat16 products (about 120 GFLOP/s together); with them it takes about half.
     "tiny": {
-        "text": {"steps": 300, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
-        "audio": {"steps": 2000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "optimizer": "muon"},
-        "vision": {"steps": 800, "batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-3, "optimizer": "muon"},
-        "sft": {"steps": 1600, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 1e-3, "optimizer": "muon"},
-        "codec": {"steps": 1200, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
-        "vocoder": {"steps": 800, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "adversarial_after": 600},
-        "talker": {"steps": 1500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+        "text": {"steps": 150, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
+        "audio": {"steps": 900, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3, "optimizer": "muon"},
+        "vision": {"steps": 300, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1.5e-3, "optimizer": "muon"},
+        "sft": {"steps": 600, "batch_size": 32, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
+        "codec": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
+        "vocoder": {"steps": 500, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "adversarial_after": 400},
+        "talker": {"steps": 900, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
     },
 }
 
