@@ -416,6 +416,7 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     adversarial_after: int = Field(0, ge=0)  # stage vocoder: updates by spectral distance alone, before the discriminators begin
+    caption_loss: bool = True  # stage vision: beside the contrastive loss; without it an update takes a third of the time
     gradient_checkpointing: bool = False
     debug_nan: bool = False
     seed: int = Field(0, ge=0)

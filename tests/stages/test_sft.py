@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from omni.checkpoint import load_model
 from omni.config import RunConfig
 from omni.omni_model import OmniModel
 from omni.stages import STAGES
+from omni.training.trainer import train
 
 
 def test_conversations_side_by_side_cost_what_they_cost_apart(nano_run: Callable[..., RunConfig], trained: Callable[[str], str]) -> None:
@@ -50,3 +53,13 @@ def test_clips_are_varied_in_training_alone(nano_run: Callable[..., RunConfig], 
     assert loss(heard) != loss(heard) and loss(silent) == loss(silent)
     model.eval()
     assert loss(heard) == loss(heard)
+
+
+def test_eyes_that_learned_without_captions_get_their_projector_in_instruction_tuning(
+    nano_run: Callable[..., RunConfig], trained: Callable[[str], str], tmp_path: Path
+) -> None:
+    run = nano_run("vision", "captions", init_from=(trained("text"),), out=str(tmp_path), caption_loss=False)
+    assert "caption_loss" not in train(STAGES["vision"](run)).metrics
+    assert "image_projector" not in load_model(tmp_path).components
+    stage: Any = STAGES["sft"](nano_run("sft", "conversations", init_from=(trained("text"), trained("audio"), str(tmp_path))))
+    assert "image_projector" in stage.trains and stage.build_model().image_projector is not None
