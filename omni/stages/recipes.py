@@ -52,7 +52,14 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     "tiny": {
         "text": {"steps": 150, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
         "audio": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3, "optimizer": "muon"},
-        "vision": {"steps": 500, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 4e-3, "optimizer": "muon", "caption_loss": False},
+        "vision": {
+            "steps": 500,
+            "batch_size": 32,
+            "micro_batch_size": 32,
+            "learning_rate": 4e-3,
+            "optimizer": "muon",
+            "caption_loss": False,
+        },
         "sft": {"steps": 800, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 2e-3, "optimizer": "muon"},
         "codec": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
         "vocoder": {"steps": 500, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "adversarial_after": 400},
