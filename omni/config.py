@@ -331,8 +331,8 @@ PRESETS: dict[str, ModelConfig] = {
             "speech_lm": SpeechLMConfig(
                 text_vocab_size=384,
                 codebook_size=1024,
-                code_rates=(1, 1, 1, 1),
-                codebooks=4,
+                code_rates=(1, 1, 1),
+                codebooks=3,
                 voices=("heart", "kathleen"),
                 d_model=256,
                 n_layers=6,

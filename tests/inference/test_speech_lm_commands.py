@@ -104,6 +104,6 @@ def test_params_of_the_release_are_those_of_a_model_on_its_codec(capsys: Capture
     config = preset("release")
     with torch.device("meta"):
         layout = CodecTokenizer(OmniModel(config, ["codec"]), config.speech_lm.codebooks).layout
-    assert (config.speech_lm.codebook_size, config.speech_lm.code_rates) == (layout.codebook_size, layout.rates) == (1024, (1, 1, 1, 1))
+    assert (config.speech_lm.codebook_size, config.speech_lm.code_rates) == (layout.codebook_size, layout.rates) == (1024, (1, 1, 1))
     code, out, _ = run(capsys, "params", "--model", "speech-lm", "--preset", "release", "--json")
-    assert code == 0 and json.loads(out)["components"]["audio_ids"] == 4 * 1024 * 256 and json.loads(out)["total"] == 5_871_872
+    assert code == 0 and json.loads(out)["components"]["audio_ids"] == 3 * 1024 * 256 and json.loads(out)["total"] == 5_609_728
