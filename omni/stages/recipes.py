@@ -21,8 +21,7 @@ from omni.config import RunConfig, parse
 from omni.data.worlds.pocket import SIZES, generate_pocket
 from omni.errors import ConfigError
 from omni.omni_model import COMPONENTS, OmniModel, with_section
-from omni.stages import STAGES
-from omni.training.trainer import train
+from omni.stages.processes import train_on_all
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -132,7 +131,7 @@ def run_pocket(preset: str, out_dir: Path, *, seed: int = 0, on_event: Callable[
             continue
         on_event(f"stage {run.stage}: {run.train.steps} steps")
         start = time.monotonic()
-        result = train(STAGES[run.stage](run))
+        result = train_on_all(run)
         note(StageSummary(run.stage, max(time.monotonic() - start, result.seconds), result.steps, result.metrics))
     assemble([out_dir / run.stage for run in runs], out_dir)
     return list(summaries.values())

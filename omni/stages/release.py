@@ -34,11 +34,10 @@ from omni.data.worlds.questions import plain_caption
 from omni.errors import ConfigError, DataError
 from omni.omni_model import COMPONENTS
 from omni.parameters import count
-from omni.stages import STAGES as TRAINER_STAGES
+from omni.stages.processes import train_on_all
 from omni.stages.recipes import assemble
 from omni.stages.splices import make_splices
 from omni.stages.told import make_told
-from omni.training.trainer import train
 
 log = logging.getLogger(__name__)
 
@@ -496,7 +495,7 @@ def train_step(step: str, data: Path, work: Path, seed: int = 0) -> Row:
     if stage.remembers is not None:
         name, share = stage.remembers
         _mix(work / stage.init_from[0], work / name, share, _mixed(work, step))
-    trained = train(TRAINER_STAGES[run.stage](run))
+    trained = train_on_all(run)
     row: Row = {"step": step, "steps": trained.steps, "kept_step": trained.kept_step, "seconds": round(trained.seconds)}
     row |= {"metrics": trained.metrics, "data": _amount(run)}
     write_json(work / step / "result.json", row)

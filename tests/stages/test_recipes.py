@@ -12,11 +12,13 @@ import torch
 
 from omni import Omni
 from omni.cli.app import main
+from omni.config import RunConfig
 from omni.data.manifests import open_rows
 from omni.data.worlds import pocket
 from omni.errors import ConfigError, DataError
 from omni.evaluation.pocket import evaluate_world
 from omni.stages import recipes
+from omni.training.trainer import TrainResult
 
 pytestmark = pytest.mark.slow
 
@@ -43,15 +45,15 @@ def test_from_nothing_to_a_model_that_answers(small: None, tmp_path: Path) -> No
 
 def test_a_second_call_trains_nothing_again(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = recipes.train
+    original = recipes.train_on_all
 
-    def interrupted(stage):  # type: ignore[no-untyped-def]
-        calls.append(stage.name)
-        if stage.name == "sft" and calls.count("sft") == 1:
+    def interrupted(run: RunConfig) -> TrainResult:
+        calls.append(run.stage)
+        if run.stage == "sft" and calls.count("sft") == 1:
             raise KeyboardInterrupt
-        return original(stage)
+        return original(run)
 
-    monkeypatch.setattr(recipes, "train", interrupted)
+    monkeypatch.setattr(recipes, "train_on_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recipes.run_pocket("nano", tmp_path)
     recipes.run_pocket("nano", tmp_path)
