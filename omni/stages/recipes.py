@@ -50,7 +50,7 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
     # Sized for 90 minutes on two cores without bfloat16 products (about 120 GFLOP/s together); with them it takes about half.
     "tiny": {
         "text": {"steps": 150, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
-        "audio": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3, "optimizer": "muon"},
+        "audio": {"steps": 850, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3, "optimizer": "muon"},
         "vision": {
             "steps": 500,
             "batch_size": 32,
@@ -59,17 +59,17 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
             "optimizer": "muon",
             "caption_loss": False,
         },
-        "sft": {"steps": 800, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 2e-3, "optimizer": "muon"},
-        "codec": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 1e-3},
-        "vocoder": {"steps": 500, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "adversarial_after": 400},
-        "talker": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+        "sft": {"steps": 700, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 2e-3, "optimizer": "muon"},
+        "codec": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
+        "vocoder": {"steps": 400, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "adversarial_after": 350},
+        "talker": {"steps": 1000, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},
     },
 }
 
 # What of a preset the recipe changes: the documents' sizes see too little of a picture to count in it, and say too little of a word to be understood.
 POCKET_MODELS: dict[str, Row] = {
     "nano": {},
-    "tiny": {"vision_encoder": {"image_size": 112, "image_tokens": "grid"}, "codec": {"n_codebooks": 4, "codebook_size": 512}},
+    "tiny": {"vision_encoder": {"image_size": 112, "image_tokens": "grid"}, "codec": {"n_codebooks": 6, "codebook_size": 512}},
 }
 
 
