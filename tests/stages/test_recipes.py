@@ -102,7 +102,7 @@ def test_the_command_shows_minutes_of_everything_and_measures_again_without_trai
     assert found["minutes"] == pytest.approx(sum(row["seconds"] for row in found["stages"]) / 60, abs=0.1)
     assert found["measured"]["scenes"]["typed"]["items"] == 4 and found["measured"]["speech"] is None
     assert "its speech will go unjudged: whisper-base is not in elsewhere" in err
-    monkeypatch.setattr(recipes, "train", lambda stage: pytest.fail("trained again"))
+    monkeypatch.setattr(recipes, "train_on_all", lambda run: pytest.fail("trained again"))
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("measuring", "all", "unseen scenes", "commonest answer", "word errors of CTC"))
