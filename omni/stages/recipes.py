@@ -47,7 +47,7 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
         "codec": {"steps": 600, "learning_rate": 4e-3},
         "talker": {"steps": 700, "learning_rate": 4e-3},
     },
-    # Sized for 90 minutes on two cores without bfloat16 products (about 120 GFLOP/s together); with them it takes about half.
+    # Sized for 90 minutes on two cores without bfloat16 products (about 120 GFLOP/s together).
     "tiny": {
         "text": {"steps": 150, "batch_size": 16, "micro_batch_size": 16, "learning_rate": 2e-3, "optimizer": "muon"},
         "audio": {"steps": 850, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3, "optimizer": "muon"},
