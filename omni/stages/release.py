@@ -121,12 +121,7 @@ VOICES: dict[str, float] = {"heart": 1, "teacher": 1, "kathleen": 2, "piper": 1}
 # Beside them, what the Talker said before, to say it behind another Thinker: more texts than anybody has read (knowledge distillation of
 # sequences, Kim & Rush 2016, §3.2)
 TUNED_VOICES: dict[str, float] = {"heart": 2, "teacher": 2, "kathleen": 2, "piper": 1, "told": 1}
-LM_VOICES: dict[str, float] = {
-    "told": 1,
-    "heart": 2,
-    "teacher": 2,
-    "kathleen": 4,
-}  # the speech LM says those of its configuration, and hears all
+LM_VOICES: dict[str, float] = {"told": 1, "heart": 2, "kathleen": 4}  # the speech LM says those of its configuration, and hears all
 VOICE_NAMES = {"teacher": "heart", "piper": "joe"}  # of readers who are not called what their voice is
 MORE_VOICES = {"kathleen": 8, "heart": 2, "teacher": 2, "cast": 2, "piper": 1, "flite": 1, "espeak": 1 / 8}
 NATURAL_VOICES = {"kathleen": 6, "heart": 2, "teacher": 2, "piper": 2, "flite": 1, "espeak": 1 / 2, "world": 1 / 12}
