@@ -391,6 +391,9 @@ class DataConfig(Config):
     codec_share: float = Field(0.0, ge=0.0, le=1.0)  # stage vocoder: share of pieces whose log-mel went through the codec of init_from
 
 
+VisionLoss = Literal["contrastive", "caption", "words"]
+
+
 class TrainConfig(Config):
     """One optimisation run. Batch sizes count sequences over all ranks; `micro_batch_size` is what one forward pass holds on one rank."""
 
@@ -416,7 +419,7 @@ class TrainConfig(Config):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     adversarial_after: int = Field(0, ge=0)  # stage vocoder: updates by spectral distance alone, before the discriminators begin
-    caption_loss: bool = True  # stage vision: beside the contrastive loss; without it an update takes a third of the time
+    vision_losses: tuple[VisionLoss, ...] = Field(("contrastive", "caption"), min_length=1)  # of stage vision; the first says what is best
     gradient_checkpointing: bool = False
     debug_nan: bool = False
     seed: int = Field(0, ge=0)
@@ -425,6 +428,8 @@ class TrainConfig(Config):
     def _consistent(self) -> TrainConfig:
         if self.batch_size % self.micro_batch_size and self.micro_batch_size < self.batch_size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
+        if len(set(self.vision_losses)) < len(self.vision_losses):
+            raise ValueError(f"vision_losses names one twice: {', '.join(self.vision_losses)}")
         return self
 
 

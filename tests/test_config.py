@@ -83,6 +83,11 @@ def test_a_batch_that_micro_batches_do_not_fill_is_refused() -> None:
     assert "not a multiple" in message_of(RUN | {"train": {"batch_size": 32, "micro_batch_size": 12}})
 
 
+@pytest.mark.parametrize(("losses", "fragment"), [([], "at least 1"), (["words", "words"], "one twice"), (["word"], "contrastive")])
+def test_losses_that_the_vision_stage_does_not_have_are_refused(losses: list[str], fragment: str) -> None:
+    assert fragment in message_of(RUN | {"train": {"vision_losses": losses}})
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_valid_and_survives_json(name: str) -> None:
     chosen = preset(name)

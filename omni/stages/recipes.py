@@ -57,7 +57,7 @@ POCKET_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
             "micro_batch_size": 32,
             "learning_rate": 4e-3,
             "optimizer": "muon",
-            "caption_loss": False,
+            "vision_losses": ["words"],
         },
         "sft": {"steps": 700, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 2e-3, "optimizer": "muon"},
         "codec": {"steps": 800, "batch_size": 32, "micro_batch_size": 32, "learning_rate": 2e-3},

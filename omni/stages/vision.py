@@ -1,17 +1,25 @@
-"""Stage C: the vision encoder learns to match pictures with captions (CLIP, Radford et al. 2021) and to caption from its patches.
+"""Stage C: the vision encoder learns from captions, in up to three ways (`train.vision_losses`).
 
-The contrastive loss shapes only the CLS vector and is weak at count and position; the captioning loss runs through the frozen Thinker, which is
-asked to describe the picture, into what it sees of the patches (CoCa, Yu et al. 2022, joins the same two losses). It is the dearer one, and learns
-later: a short run does better without it (`train.caption_loss`)."""
+- contrastive: to match pictures with captions (CLIP, Radford et al. 2021). It shapes only the CLS vector, is weak at count and position, and in
+  small batches learns only what tells most pictures apart.
+- caption: to describe the picture from its patches, through the frozen Thinker (CoCa, Yu et al. 2022, joins these two losses).
+- words: which words the caption has, in any order, some patch of the picture being each of them (multiple instance learning of captions' words,
+  Fang et al. 2015, §3). A projected patch says the words whose embeddings of the Thinker it points to, so it needs no head and no
+  pass through the Thinker; it is the cheapest, and teaches a small encoder shapes long before the others do.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from omni.config import RunConfig
+from omni.config import RunConfig, VisionLoss
 from omni.data.collate import CaptionBatch
 from omni.data.datasets import CaptionDataset
 from omni.evaluation.metrics import collisions, recall_at
@@ -20,6 +28,14 @@ from omni.stages.base import OmniStage
 from omni.stages.data import caption_splits
 from omni.training.losses import info_nce, next_token_loss
 from omni.training.stage import Context, Splits, Term
+
+WORD_SCALE = 20.0  # logits per cosine of a patch with a word
+
+BEST: dict[VisionLoss, tuple[str, Literal["min", "max"]]] = {
+    "contrastive": ("image_to_text_r1", "max"),
+    "caption": ("caption_loss", "min"),
+    "words": ("words_f1", "max"),
+}  # the score that decides, by the loss that a run names first
 
 
 def caption_vectors(model: OmniModel, batch: CaptionBatch) -> Tensor:
@@ -36,64 +52,104 @@ def caption_loss(model: OmniModel, cls: Tensor, grid: Tensor, batch: CaptionBatc
     return next_token_loss(model.thinker.hidden_states(embeddings=embeddings), model.thinker.lm_head.weight, batch.labels)
 
 
+def word_logits(model: OmniModel, grid: Tensor, words: Tensor, log_odds: Tensor) -> Tensor:
+    """Patches (B,N,d), ids of `words` (W,) and their log-odds in a caption about any picture (W,) → log-odds (B,W) in those about these pictures:
+    a smooth maximum over the patches (log-mean-exp, Pinheiro & Collobert 2015)."""
+    patches = F.normalize(model.image_projector(grid).float(), dim=-1)
+    embeddings = F.normalize(model.thinker.tok_emb.weight[words].float(), dim=-1)
+    return log_odds + (WORD_SCALE * patches @ embeddings.T).logsumexp(1) - math.log(grid.shape[1])
+
+
+def words_of(batch: CaptionBatch, words: Tensor) -> Tensor:
+    """Which of `words` (W,) the captions have: (B,W) of 0 and 1."""
+    return (batch.caption_ids[:, :, None] == words).any(1).float()
+
+
 class VisionStage(OmniStage[CaptionBatch]):
-    """`muomni train vision --config configs/vision_tiny.json`: InfoNCE over the global batch plus next-token loss of the caption."""
+    """`muomni train vision --config configs/vision_tiny.json`: the sum of the losses that the run names. The projector learns what it has part in."""
 
     name = "vision"
-    best_metric, best_mode = "image_to_text_r1", "max"
     needs = ("thinker",)
-    trains: tuple[str, ...] = ("vision_encoder", "image_projector", "contrastive")
 
     _collisions: float
+    _words: Tensor
+    _log_odds: Tensor
 
     def __init__(self, run: RunConfig) -> None:
-        """Without the caption loss there is nothing that the projector could learn from."""
+        self.losses = run.train.vision_losses
+        self.best_metric, self.best_mode = BEST[self.losses[0]]
+        projector = ("image_projector",) if {"caption", "words"} & set(self.losses) else ()
+        heads = ("contrastive",) if "contrastive" in self.losses else ()
+        self.trains = ("vision_encoder", *projector, *heads)
         super().__init__(run)
-        self.captions = run.train.caption_loss
-        if not self.captions:
-            self.trains = tuple(name for name in self.trains if name != "image_projector")
 
     def build_data(self) -> Splits[CaptionBatch]:
-        splits = caption_splits(self.run, self.config, self.require_tokenizer())
+        tokenizer = self.require_tokenizer()
+        splits = caption_splits(self.run, self.config, tokenizer)
         assert isinstance(splits.train, CaptionDataset)
-        self._collisions = collisions(splits.train.captions(), self.run.train.batch_size)
+        captions = splits.train.captions()
+        self._collisions = collisions(captions, self.run.train.batch_size)
+        if "words" in self.losses:
+            counts = Counter(word for caption in captions for word in set(tokenizer.encode(caption)))
+            self._words = torch.tensor(sorted(counts))
+            self._log_odds = torch.tensor([(counts[word] + 0.5) / (len(captions) + 1) for word in sorted(counts)]).logit()
         return splits
 
     def counts(self, batch: CaptionBatch) -> dict[str, int]:
-        counts = {"contrastive": len(batch.pixels)}
-        return counts | {"caption": int((batch.labels != -100).sum())} if self.captions else counts
+        targets = {"contrastive": len(batch.pixels), "caption": int((batch.labels != -100).sum()), "words": len(batch.pixels)}
+        return {name: targets[name] for name in self.losses}
 
     def statistics(self, model: OmniModel, batch: CaptionBatch) -> dict[str, Tensor] | None:
         """The unit vectors of all pictures and captions, unless this micro-batch holds them all."""
-        if len(batch.pixels) == self.run.train.batch_size:
+        if "contrastive" not in self.losses or len(batch.pixels) == self.run.train.batch_size:
             return None
         return {"images": model.contrastive.image(model.vision_encoder(batch.pixels)[0]), "texts": caption_vectors(model, batch)}
 
+    def _said(self, model: OmniModel, grid: Tensor, batch: CaptionBatch) -> tuple[Tensor, Tensor]:
+        """Log-odds (B,W) of the captions' words by the patches, and which there are (B,W)."""
+        words = self._words.to(grid.device)
+        return word_logits(model, grid, words, self._log_odds.to(grid.device)), words_of(batch, words)
+
     def loss(self, model: OmniModel, batch: CaptionBatch, context: Context) -> dict[str, Term]:
         cls, grid = model.vision_encoder(batch.pixels)
-        images, texts = model.contrastive.image(cls), caption_vectors(model, batch)
-        terms = {"contrastive": info_nce(images, texts, model.contrastive.log_scale, context)}
-        return terms | {"caption": caption_loss(model, cls, grid, batch)} if self.captions else terms
+        terms = {}
+        if "contrastive" in self.losses:
+            images, texts = model.contrastive.image(cls), caption_vectors(model, batch)
+            terms["contrastive"] = info_nce(images, texts, model.contrastive.log_scale, context)
+        if "caption" in self.losses:
+            terms["caption"] = caption_loss(model, cls, grid, batch)
+        if "words" in self.losses:
+            logits, present = self._said(model, grid, batch)
+            terms["words"] = Term(F.binary_cross_entropy_with_logits(logits, present, reduction="sum"), len(logits))
+        return terms
 
     def evaluate(self, model: OmniModel, batches: Iterable[CaptionBatch]) -> dict[str, float]:
-        """Retrieval R@1 both ways over all validation pairs (identical captions count as one), the caption loss where it is learned, and the share
-        of the training pairs that meet their own caption again in a batch, where it counts as wrong."""
+        """Of the losses in use: retrieval R@1 both ways over all validation pairs (identical captions count as one) and the share of the training
+        pairs that meet their own caption again in a batch, where it counts as wrong; the caption loss; F1 of the words likelier than not."""
         images: list[Tensor] = []
         texts: list[Tensor] = []
         captions: list[str] = []
-        total, count = 0.0, 0
+        total, count, right, marked = 0.0, 0, 0.0, 0.0
         for batch in batches:
             cls, grid = model.vision_encoder(batch.pixels)
-            if self.captions:
+            if "contrastive" in self.losses:
+                images.append(model.contrastive.image(cls).cpu())
+                texts.append(caption_vectors(model, batch).cpu())
+                captions.extend(batch.texts)
+            if "caption" in self.losses:
                 term = caption_loss(model, cls, grid, batch)
                 total, count = total + float(term.sum), count + int(term.count)
-            images.append(model.contrastive.image(cls).cpu())
-            texts.append(caption_vectors(model, batch).cpu())
-            captions.extend(batch.texts)
-        similarity = torch.cat(images) @ torch.cat(texts).T
-        scores = {"caption_loss": total / max(count, 1)} if self.captions else {}
-        return scores | {
-            "image_to_text_r1": recall_at(similarity, captions, 1),
-            "text_to_image_r1": recall_at(similarity.T, captions, 1),
-            "collisions": self._collisions,
-        }
+            if "words" in self.losses:
+                logits, present = self._said(model, grid, batch)
+                right += float((present * (logits > 0)).sum())
+                marked += float(present.sum() + (logits > 0).sum())
+        scores: dict[str, float] = {}
+        if images:
+            similarity = torch.cat(images) @ torch.cat(texts).T
+            scores |= {"image_to_text_r1": recall_at(similarity, captions, 1), "text_to_image_r1": recall_at(similarity.T, captions, 1)}
+            scores["collisions"] = self._collisions
+        if "caption" in self.losses:
+            scores["caption_loss"] = total / max(count, 1)
+        if "words" in self.losses:
+            scores["words_f1"] = 2 * right / max(marked, 1)
+        return scores

@@ -91,8 +91,8 @@ class Stage(ABC, Generic[B]):
     """One training stage as a declaration. The order of calls is build_data, build_model, prepare, then updates and evaluations."""
 
     name: ClassVar[str]
-    best_metric: ClassVar[str] = "loss"
-    best_mode: ClassVar[Literal["min", "max"]] = "min"
+    best_metric: str = "loss"
+    best_mode: Literal["min", "max"] = "min"
     unit: ClassVar[str] = "items"
 
     def __init__(self, run: RunConfig) -> None:
@@ -150,10 +150,9 @@ class Stage(ABC, Generic[B]):
     def export(self, model: Any) -> Export:
         """The model for its users."""
 
-    @classmethod
-    def is_better(cls, value: float, best: float) -> bool:
+    def is_better(self, value: float, best: float) -> bool:
         """Whether a score of `best_metric` beats the best so far; NaN never does."""
-        return value < best if cls.best_mode == "min" else value > best
+        return value < best if self.best_mode == "min" else value > best
 
 
 def local_context(stage: Stage[B], model: nn.Module, batch: B, objective: str = "model") -> Context:

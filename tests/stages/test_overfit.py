@@ -84,6 +84,15 @@ def test_clip_retrieves_every_pair(nano_run: Run, trained: Callable[[str], str])
     assert similarity.argmax(0).tolist() == similarity.argmax(1).tolist() == list(range(8))
 
 
+def test_patches_say_the_words_of_every_caption(nano_run: Run, trained: Callable[[str], str]) -> None:
+    stage: Any = STAGES["vision"](nano_run("vision", "captions", init_from=(trained("text"),), vision_losses=["words"]))
+    model, batch, losses = fit(stage, 8, 200, 2e-3)
+    assert stage.evaluate(model, [batch]) == {"words_f1": 1.0}
+    blank = replace(batch, pixels=torch.zeros_like(batch.pixels))
+    assert stage.evaluate(model, [blank])["words_f1"] < 0.9
+    assert losses[-1] < losses[0] / 10
+
+
 def test_codec_error_falls_tenfold_and_most_codes_are_used(nano_run: Run) -> None:
     stage = STAGES["codec"](nano_run("codec", "voice", model={"codec": {"codebook_size": 16, "n_codebooks": 4, "ema_decay": 0.9}}))
     splits = stage.build_data()
