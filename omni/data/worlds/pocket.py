@@ -35,7 +35,7 @@ from omni.data.worlds.scenes import ALL_COMBINATIONS, SEEN_COMBINATIONS, Combina
 from omni.data.worlds.speech import SAMPLE_RATE_HZ, Voice, speak
 from omni.errors import ConfigError, DataError
 
-VERSION = 5
+VERSION = 6
 HELD_OUT_FRACTION = 0.1  # of sentences and texts
 SPOKEN_PER_SCENE = 1  # of a picture's questions; an answer never follows others about the same picture, which would give it away
 
@@ -50,7 +50,8 @@ TALKER_VOICES = {"ada": Voice("en-us+f3", 165, 55), "ben": Voice("en-gb-x-rp+m6"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything. Scenes hold up to `max_things`; every question is spoken `question_clips` times."""
+    """How much of everything. Scenes hold up to `max_things`; a share `placed_captions` of captions tells where they are; every question is spoken
+    `question_clips` times."""
 
     texts: int
     dialogues: int
@@ -58,6 +59,7 @@ class Sizes:
     held_out_scenes: int
     max_things: int
     questions_per_scene: int
+    placed_captions: float
     question_clips: int
     sentence_clips: int
     held_out_clips: int
@@ -66,10 +68,10 @@ class Sizes:
 
 
 SIZES = {
-    "test": Sizes(120, 60, 24, 8, 3, 2, 1, 24, 8, ("ada",), 24),
-    "nano": Sizes(6_000, 2_500, 4_000, 300, 2, 5, 5, 2_000, 300, ("ada",), 2_400),
-    "tiny": Sizes(40_000, 12_000, 16_000, 1_000, 3, 6, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
-    "release": Sizes(60_000, 20_000, 25_000, 1_000, 6, 6, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
+    "test": Sizes(120, 60, 24, 8, 3, 2, 0.25, 1, 24, 8, ("ada",), 24),
+    "nano": Sizes(6_000, 2_500, 4_000, 300, 2, 5, 0.25, 5, 2_000, 300, ("ada",), 2_400),
+    "tiny": Sizes(40_000, 12_000, 16_000, 1_000, 3, 6, 0.75, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
+    "release": Sizes(60_000, 20_000, 25_000, 1_000, 6, 6, 0.25, 12, 16_000, 1_000, ("ada", "ben"), 8_000),
 }
 MANIFESTS = ("text", "text_chat", "captions", "speech", "voice", "conversations")
 
@@ -282,7 +284,7 @@ class _Generator:
         return _Picture(f"images/{split}-{index:06d}.png", scene, tuple(asked))
 
     def _caption_row(self, picture: _Picture) -> Row:
-        return {"image": picture.file, "caption": caption(picture.scene, self.rng("caption", picture.file))}
+        return {"image": picture.file, "caption": caption(picture.scene, self.rng("caption", picture.file), self.sizes.placed_captions)}
 
     # --- sound
 

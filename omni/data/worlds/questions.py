@@ -32,14 +32,15 @@ def a(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def caption(scene: Scene, rng: Random | None = None) -> str:
-    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies and may tell the places."""
-    style = rng.random() if rng else 0.0
+def caption(scene: Scene, rng: Random | None = None, placed: float = 0.25) -> str:
+    """All things from left to right: "A big red star and a small blue circle." With `rng`, the wording varies, and a share `placed` of the captions
+    tells the places."""
+    style = rng.random() / (1 - placed) if rng else 0.0
     names = [a(f"{t.size} {t.name}") for t in sorted(scene.things, key=lambda t: t.x)]
-    if style > 0.75:
+    if style > 1:
         places = [place_of(t) for t in sorted(scene.things, key=lambda t: t.x)]
         names = [f"{name} at the {place}" if place else name for name, place in zip(names, places, strict=True)]
-    opening = f"{rng.choice(('there is', 'I see', 'the picture shows'))} " if rng and 0.5 < style <= 0.75 else ""
+    opening = f"{rng.choice(('there is', 'I see', 'the picture shows'))} " if rng and 2 / 3 < style <= 1 else ""
     return _listed(names, opening)
 
 
