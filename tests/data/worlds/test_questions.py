@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -138,6 +139,15 @@ def test_a_caption_names_everything_from_left_to_right(seed: int, n_things: int)
 def test_the_plain_caption_reads_well() -> None:
     scene = Scene((Thing("blue", "circle", "small", 180, 40), Thing("red", "star", "big", 60, 60)), 0)
     assert caption(scene) == "A big red star and a small blue circle."
+
+
+@pytest.mark.parametrize("placed", [0.0, 0.25, 0.75])
+def test_a_share_of_captions_tells_places(placed: float) -> None:
+    scene = Scene((Thing("blue", "circle", "small", 180, 40), Thing("red", "star", "big", 60, 60)), 0)
+    told = Counter(caption(scene, Random(seed), placed) for seed in range(400))
+    places = told["A big red star at the top left and a small blue circle at the top right."]
+    assert abs(places / 400 - placed) < 0.06
+    assert abs(told[caption(scene)] / 400 - (1 - placed) * 2 / 3) < 0.08 and len(told) == 4 + (placed > 0)
 
 
 def test_a_caption_in_any_wording_names_all_things_and_can_be_made_plain() -> None:
