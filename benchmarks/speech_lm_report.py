@@ -1,7 +1,7 @@
 """Both systems in one table: writes the part of docs/speech-lm.md between its marks from the results of `muomni eval speech-lm`, `tts` and `asr`,
-from what the steps of the recipe left in their run folders, and from the two short runs that differ in the optimizer (benchmarks/curves.py).
+from what both checkpoints tell of their training, and from the short runs that differ in the optimizer (benchmarks/curves.py).
 
-    python benchmarks/speech_lm_report.py results/speech-lm.json --tts results/tts.json --asr results/asr.json --work runs/release \\
+    python benchmarks/speech_lm_report.py results/speech-lm.json --tts results/tts.json --asr results/asr.json \\
         --optimizers docs/speech-lm-optimizers.json
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from speech_report import percent, table
 
-from omni.config import preset
+from omni.checkpoint import CONFIG
+from omni.config import DEFAULT_CHECKPOINT, DEFAULT_SPEECH_LM, preset
 from omni.evaluation.judge import WHISPER_BASE
 from omni.evaluation.sentences import LENGTHS
 from omni.omni_model import OmniModel
@@ -73,8 +74,13 @@ def hearing(lm: Result, asr: Result | None) -> Iterator[str]:
     yield from table(["reader", "", "clips", "WER", "CER"], rows)
 
 
-def amounts(lm: Result, work: Path | None) -> Iterator[str]:
+def amounts(lm: Result, checkpoints: Iterable[Path]) -> Iterator[str]:
     """Of every part of both systems its parameters, and the speech and time that trained it."""
+    trained, unrecorded = {}, set()
+    for folder in checkpoints:
+        about = json.loads((folder / CONFIG).read_text())["extra"]
+        trained |= {record["step"]: record for record in about["training"]}
+        unrecorded |= set(about.get("unrecorded", ()))
     with torch.device("meta"):
         model = OmniModel(preset("release"))
     parts = {
@@ -92,11 +98,10 @@ def amounts(lm: Result, work: Path | None) -> Iterator[str]:
     }
     rows = []
     for name, (parameters, steps) in parts.items():
-        files = {step: work / step / "result.json" for step in steps} if work is not None else {}
-        found = [json.loads(path.read_text()) for path in files.values() if path.exists()]
+        found = [trained[step] for step in steps if step in trained]
         row = ["", "", ""]
         if found:
-            if lost := [step for step, path in files.items() if not path.exists()]:
+            if lost := [step for step in steps if step in unrecorded]:
                 name += f" (without {', '.join(lost)}, whose record is lost)"
             hours = max(step["data"].get("hours", 0) for step in found)
             row = [f"{hours:.1f}" if hours else "", f"{sum(s['steps'] for s in found):,}", f"{sum(s['seconds'] for s in found) / 3600:.1f}"]
@@ -146,15 +151,16 @@ def optimizers(curves: Result) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech_lm", type=Path)
-    for name in ("tts", "asr", "work", "optimizers"):
+    for name in ("tts", "asr", "optimizers"):
         parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--checkpoints", type=Path, nargs="+", default=[Path(DEFAULT_CHECKPOINT), Path(DEFAULT_SPEECH_LM)])
     parser.add_argument("--page", type=Path, default=PAGE)
     chosen = parser.parse_args()
     lm, tts, asr, curves = (
         json.loads(path.read_text()) if path is not None else None for path in (chosen.speech_lm, chosen.tts, chosen.asr, chosen.optimizers)
     )
     lines = [
-        *amounts(lm, chosen.work),
+        *amounts(lm, chosen.checkpoints),
         *speaking(lm, tts),
         *hearing(lm, asr),
         *bounds(lm),

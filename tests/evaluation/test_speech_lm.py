@@ -112,15 +112,15 @@ def test_the_report_sets_both_systems_side_by_side(suite, speech_lm_report, tmp_
             }
         },
     }
-    arguments = ["report", str(tmp_path / "lm.json"), "--work", str(tmp_path), "--page", str(tmp_path / "page.md")]
+    arguments = ["report", str(tmp_path / "lm.json"), "--checkpoints", str(tmp_path / "omni"), "--page", str(tmp_path / "page.md")]
     (tmp_path / "lm.json").write_text(json.dumps(result))
     for name, content in files.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         arguments += [f"--{name}", str(tmp_path / f"{name}.json")]
-    thinker = [(name, 100) for name in ("text", "chat", "sft", "sft-hearing", "sft-remembering")]
-    for step, steps in (("talker", 6000), ("talker-tuned", 1000), *thinker):
-        (tmp_path / step).mkdir()
-        (tmp_path / step / "result.json").write_text(json.dumps({"steps": steps, "seconds": 7200, "data": {"hours": 4.25}}))
+    steps = {"talker": 6000, "talker-tuned": 1000} | dict.fromkeys(("text", "chat", "sft", "sft-hearing", "sft-remembering"), 100)
+    training = [{"step": name, "steps": n, "seconds": 7200, "data": {"hours": 4.25}} for name, n in steps.items()]
+    (tmp_path / "omni").mkdir()
+    (tmp_path / "omni" / "config.json").write_text(json.dumps({"extra": {"training": training, "unrecorded": ["sft-seeing"]}}))
     (tmp_path / "page.md").write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n")
     monkeypatch.setattr("sys.argv", arguments)
     speech_lm_report.main()
